@@ -1,0 +1,1 @@
+//! Describe-and-Dissect as pure functions.
