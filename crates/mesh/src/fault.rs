@@ -1,0 +1,108 @@
+//! Errors as callers see them: a gRPC status with google.rpc details and a stable reason.
+
+use std::fmt;
+
+use prost::Message as _;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+/// The domain of the reasons in google.rpc.ErrorInfo.
+pub const DOMAIN: &str = "dnd.v1";
+
+/// What went wrong, for the caller: becomes a [`tonic::Status`] for a whole call, or a [`tonic_types::Status`] for one item of a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    code: Code,
+    reason: &'static str,
+    message: String,
+    field: Option<String>,
+}
+
+impl Fault {
+    /// A fault with a stable, upper-case `reason` and a message that says what was wrong, where, and what would be right.
+    pub fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { code, reason, message: message.into(), field: None }
+    }
+
+    /// A field of the request that can't be right; `field` is its path, such as `layers[0].units`.
+    pub fn field(field: impl Into<String>, message: impl Into<String>) -> Self {
+        let fault = Self::new(Code::InvalidArgument, "INVALID_FIELD", message);
+        Self { field: Some(field.into()), ..fault }
+    }
+
+    /// Something that is a defect of the service, not of the request.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(Code::Internal, "INTERNAL", message)
+    }
+
+    /// The gRPC code.
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// The stable reason.
+    pub fn reason(&self) -> &str {
+        self.reason
+    }
+
+    /// The fault as the status of one item.
+    pub fn into_item(self) -> tonic_types::Status {
+        let status = Status::from(self);
+        tonic_types::Status::decode(status.details()).unwrap_or_else(|_| tonic_types::Status {
+            code: status.code() as i32,
+            message: status.message().to_owned(),
+            details: Vec::new(),
+        })
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Fault {}
+
+impl From<Fault> for Status {
+    fn from(fault: Fault) -> Self {
+        let mut details = ErrorDetails::with_error_info(fault.reason, DOMAIN, []);
+        if let Some(field) = fault.field {
+            details.add_bad_request_violation(field, &fault.message);
+        }
+        Status::with_error_details(fault.code, fault.message, details)
+    }
+}
+
+/// The stable reason of a status, if a service of the mesh made it.
+pub fn reason_of(status: &Status) -> Option<String> {
+    status.get_details_error_info().map(|info| info.reason)
+}
+
+/// The status of one item of a stream as an ordinary status.
+pub fn item_status(item: &tonic_types::Status) -> Status {
+    Status::with_details(Code::from_i32(item.code), item.message.clone(), item.encode_to_vec().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_fault_names_the_field_and_the_reason_in_both_forms() {
+        let fault = Fault::field("layers[0].units", "unit 12 is out of range 0..12");
+        let item = item_status(&fault.clone().into_item());
+        for status in [Status::from(fault), item] {
+            assert_eq!(status.code(), Code::InvalidArgument);
+            assert_eq!(status.message(), "unit 12 is out of range 0..12");
+            assert_eq!(reason_of(&status).as_deref(), Some("INVALID_FIELD"));
+            let violations = status.get_details_bad_request().unwrap().field_violations;
+            assert_eq!(violations[0].field, "layers[0].units");
+        }
+    }
+
+    #[test]
+    fn a_status_from_elsewhere_has_no_reason() {
+        assert_eq!(reason_of(&Status::unavailable("tcp connect error")), None);
+    }
+}

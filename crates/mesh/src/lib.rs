@@ -1,0 +1,24 @@
+//! What every server and every client of the mesh shares.
+//!
+//! A service is made of its tonic server, the [`Slot`] that its model goes into once it has loaded, and [`server::serve`], which puts
+//! the same stack of layers, health, reflection and shutdown around each. Work that a model does goes through a [`batch::Batcher`];
+//! streams of items are answered by [`items::answer`] and called by [`items::call`].
+
+pub mod args;
+pub mod batch;
+pub mod blobs;
+pub mod channel;
+pub mod fault;
+pub mod items;
+pub mod server;
+mod slot;
+pub mod telemetry;
+
+pub use fault::Fault;
+pub use slot::Slot;
+
+/// Bytes of one message at most, both ways: an encoded picture and a little more. Beyond it a call ends with OUT_OF_RANGE.
+pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+/// Bytes of one encoded picture at most.
+pub const MAX_PICTURE_BYTES: usize = 48 << 20;

@@ -1,0 +1,206 @@
+//! The stack around every service, and its life: listen, load, serve, drain, end.
+
+use std::{any::Any, convert::Infallible, future::Future, io, net::SocketAddr, time::Duration};
+
+use futures::Stream;
+use http::{Request, Response};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Status,
+    body::Body,
+    server::NamedService,
+    service::Routes,
+    transport::{Server, server::Connected},
+};
+use tonic_health::{ServingStatus, server::HealthReporter};
+use tower::{Service, ServiceBuilder};
+use tower_http::{catch_panic::CatchPanicLayer, trace::TraceLayer};
+use tracing::{error, info, warn};
+
+use crate::{Fault, args::ServeArgs};
+
+/// Why a server could not start, or ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The address can't be listened on.
+    #[error("can't listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The model can't be loaded.
+    #[error("{0}")]
+    Load(String),
+    /// The transport broke.
+    #[error("the server broke: {0}")]
+    Transport(#[from] tonic::transport::Error),
+    /// A file for the port, or the signals, can't be set up.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// Reflection can't be set up: a defect of the build.
+    #[error("reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// The services of one server.
+#[derive(Debug, Clone, Default)]
+pub struct Services {
+    routes: Routes,
+    names: Vec<&'static str>,
+}
+
+impl Services {
+    /// Adds a service.
+    #[must_use]
+    pub fn with<S>(mut self, service: S) -> Self
+    where
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + NamedService + Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+    {
+        self.routes = self.routes.add_service(service);
+        self.names.push(S::NAME);
+        self
+    }
+}
+
+/// Runs a service's whole life: listens at once, loads its model, says SERVING, and on SIGTERM or Ctrl-C says NOT_SERVING, lets running
+/// calls end and returns, after the grace period at the latest. `load` runs on a thread for blocking work.
+pub async fn serve<E>(args: &ServeArgs, services: Services, load: impl FnOnce() -> Result<(), E> + Send + 'static) -> Result<(), ServeError>
+where
+    E: std::fmt::Display + Send + 'static,
+{
+    let listen = |source| ServeError::Listen { address: args.listen, source };
+    let listener = TcpListener::bind(args.listen).await.map_err(listen)?;
+    let address = listener.local_addr().map_err(listen)?;
+    if let Some(file) = &args.port_file {
+        std::fs::write(file, address.to_string())?;
+    }
+    info!(%address, "listening; the model is loading");
+
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let names = services.names.clone();
+    mark(&health, &names, ServingStatus::NotServing).await;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stopping = CancellationToken::new();
+
+    let drain = async {
+        tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () }
+        info!("stopping: no new calls, running ones get {} s", args.grace);
+        mark(&health, &names, ServingStatus::NotServing).await;
+        stopping.cancel();
+    };
+    let overdue = async {
+        stopping.cancelled().await;
+        tokio::time::sleep(args.grace()).await;
+    };
+    let loading = tokio::task::spawn_blocking(load);
+    let broken = async {
+        let problem = match loading.await {
+            Ok(Ok(())) if stopping.is_cancelled() => return std::future::pending().await,
+            Ok(Ok(())) => {
+                mark(&health, &names, ServingStatus::Serving).await;
+                info!(%address, "serving");
+                return std::future::pending().await;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the model's loader panicked; the log has the details".to_owned(),
+        };
+        ServeError::Load(problem)
+    };
+    tokio::select! {
+        served = serve_on(services.with(health_service), TcpListenerStream::new(listener), drain) => served,
+        error = broken => Err(error),
+        () = overdue => {
+            warn!("calls were still running at the end of the grace period; leaving them");
+            Ok(())
+        }
+    }
+}
+
+/// Serves on connections as they come in, until `shutdown` resolves and the running calls have ended.
+pub async fn serve_on<IO>(services: Services, incoming: impl Stream<Item = io::Result<IO>>, shutdown: impl Future<Output = ()>) -> Result<(), ServeError>
+where
+    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
+    let stack = ServiceBuilder::new()
+        // Outermost, so that a call's span holds everything that happens in it, refusals and panics included.
+        .layer(TraceLayer::new_for_grpc())
+        // Outside of all that can panic; the connection and its other calls go on.
+        .layer(CatchPanicLayer::custom(panicked));
+    let reflection = |builder: tonic_reflection::server::Builder<'static>| {
+        builder.register_encoded_file_descriptor_set(dnd_proto::FILE_DESCRIPTOR_SET).register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let services = services
+        .with(reflection(tonic_reflection::server::Builder::configure()).build_v1()?)
+        // Older clients, Python's among them, speak no other.
+        .with(reflection(tonic_reflection::server::Builder::configure()).build_v1alpha()?);
+    Server::builder()
+        .layer(stack)
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .add_routes(services.routes)
+        .serve_with_incoming_shutdown(incoming, shutdown)
+        .await?;
+    Ok(())
+}
+
+async fn mark(health: &HealthReporter, names: &[&'static str], status: ServingStatus) {
+    for name in names.iter().copied().chain([""]) {
+        health.set_service_status(name, status).await;
+    }
+}
+
+fn panicked(_: Box<dyn Any + Send>) -> Response<Body> {
+    error!("a call panicked");
+    Status::from(Fault::internal("the service panicked on this call; its log has the details")).into_http()
+}
+
+#[cfg(test)]
+mod tests {
+    use dnd_proto::v1::{
+        CheckUploadsRequest, CheckUploadsResponse, UploadRequest, UploadResponse,
+        upload_service_client::UploadServiceClient,
+        upload_service_server::{UploadService, UploadServiceServer},
+    };
+    use tonic::{Code, Streaming};
+
+    use super::*;
+    use crate::channel;
+
+    struct Panics;
+
+    #[tonic::async_trait]
+    impl UploadService for Panics {
+        async fn check_uploads(&self, request: tonic::Request<CheckUploadsRequest>) -> Result<tonic::Response<CheckUploadsResponse>, Status> {
+            assert!(request.into_inner().digests.is_empty(), "a panic in a handler");
+            Ok(tonic::Response::new(CheckUploadsResponse::default()))
+        }
+
+        async fn upload(&self, _: tonic::Request<Streaming<UploadRequest>>) -> Result<tonic::Response<UploadResponse>, Status> {
+            Err(Status::unimplemented("not here"))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_one_call_is_internal_and_the_connection_goes_on() {
+        let (dialer, accepted) = channel::in_memory();
+        let stop = CancellationToken::new();
+        let server = tokio::spawn(serve_on(Services::default().with(UploadServiceServer::new(Panics)), accepted, stop.clone().cancelled_owned()));
+        let mut client = UploadServiceClient::new(dialer.channel());
+        let status = client.check_uploads(CheckUploadsRequest { digests: vec!["x".into()] }).await.unwrap_err();
+        assert_eq!(status.code(), Code::Internal);
+        client.check_uploads(CheckUploadsRequest::default()).await.unwrap();
+        drop(client);
+        stop.cancel();
+        server.await.unwrap().unwrap();
+    }
+}

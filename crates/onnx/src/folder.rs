@@ -1,0 +1,110 @@
+//! Model folders: finding and reading their files, and the digest of what was read.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use dnd_proto::v1::{Model, ModelLimits};
+use serde::de::DeserializeOwned;
+use sha2::{Digest as _, Sha256};
+
+use crate::{Error, runtime::EngineArgs};
+
+/// A folder that holds a model. It remembers which of its files were used: those, and no others, make its digest.
+#[derive(Debug)]
+pub struct ModelFolder {
+    root: PathBuf,
+    used: Mutex<BTreeSet<PathBuf>>,
+}
+
+impl ModelFolder {
+    /// A folder that is there.
+    pub fn open(root: &Path) -> Result<Self, Error> {
+        if !root.is_dir() {
+            return Err(Error::file(root, if root.exists() { "this is a file; a model is a folder" } else { "no such folder" }));
+        }
+        Ok(Self { root: root.to_owned(), used: Mutex::default() })
+    }
+
+    /// The folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The first of the named files that is there; a `what` that is not there at all is an error that names where it was looked for.
+    pub fn file(&self, what: &str, names: &[&str]) -> Result<PathBuf, Error> {
+        self.optional(names).ok_or_else(|| Error::file(&self.root, format!("no {what}: looked for {}", names.join(", "))))
+    }
+
+    /// The first of the named files that is there, if any is.
+    pub fn optional(&self, names: &[&str]) -> Option<PathBuf> {
+        let name = names.iter().find(|name| self.root.join(name).is_file())?;
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.insert(PathBuf::from(name));
+        for external in [format!("{name}_data"), format!("{name}.data")] {
+            if self.root.join(&external).is_file() {
+                used.insert(PathBuf::from(external));
+            }
+        }
+        Some(self.root.join(name))
+    }
+
+    /// A JSON file's contents.
+    pub fn json<T: DeserializeOwned>(&self, what: &str, name: &str) -> Result<T, Error> {
+        let path = self.file(what, &[name])?;
+        read_json(&path)
+    }
+
+    /// The digest of all files used so far: of their names and contents, in order of their names.
+    pub fn digest(&self) -> Result<String, Error> {
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = Sha256::new();
+        for name in used.iter() {
+            let path = self.root.join(name);
+            let contents = sha256(&path).map_err(|e| Error::file(&path, e.to_string()))?;
+            all.update(name.as_os_str().as_encoded_bytes());
+            all.update([0]);
+            all.update(contents);
+        }
+        Ok(dnd_mesh::blobs::hex(&all.finalize()))
+    }
+
+    /// What a service says of the model; `notice.txt` in the folder or the one above it is the notice.
+    pub fn model(&self, layout: &str, args: &EngineArgs, limits: ModelLimits) -> Result<Model, Error> {
+        let name = self.root.canonicalize().ok().and_then(|path| path.file_name().map(|n| n.to_string_lossy().into_owned())).unwrap_or_default();
+        Ok(Model { name, digest: self.digest()?, layout: layout.to_owned(), engine: args.engine(), notice: notice(&self.root), limits: Some(limits) })
+    }
+}
+
+/// A suite's notice stands in its manifest, `suite.json`, in the folder above its models.
+fn notice(root: &Path) -> String {
+    #[derive(serde::Deserialize)]
+    struct Suite {
+        #[serde(default)]
+        notice: String,
+    }
+    let suite = root.canonicalize().ok().and_then(|path| Some(path.parent()?.join("suite.json")));
+    suite.filter(|path| path.is_file()).and_then(|path| read_json::<Suite>(&path).ok()).map(|suite| suite.notice).unwrap_or_default()
+}
+
+/// A JSON file's contents; an error names the file, and the place in it.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
+    let text = fs::read(path).map_err(|e| Error::file(path, e.to_string()))?;
+    serde_json::from_slice(&text).map_err(|e| Error::file(path, e.to_string()))
+}
+
+fn sha256(path: &Path) -> io::Result<[u8; 32]> {
+    let mut file = File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut piece = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut piece)? {
+            0 => return Ok(hasher.finalize().into()),
+            read => hasher.update(&piece[..read]),
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! Pictures to tensors: decoding with limits, resizing as Pillow does, normalising.
+
+use std::io::Cursor;
+
+use dnd_mesh::MAX_PICTURE_BYTES;
+use dnd_proto::v1::{Preprocessing, Resampling, ResizeMode};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, images::Image as Pixels};
+use image::{DynamicImage, ImageDecoder as _, ImageReader, RgbImage};
+use serde::Deserialize;
+
+use crate::Error;
+
+/// What a picture may hold before it is decoded.
+#[derive(Debug, Clone, Copy)]
+pub struct PictureLimits {
+    /// Encoded bytes.
+    pub bytes: usize,
+    /// Width times height.
+    pub pixels: u64,
+}
+
+impl Default for PictureLimits {
+    fn default() -> Self {
+        Self { bytes: MAX_PICTURE_BYTES, pixels: 64_000_000 }
+    }
+}
+
+/// Decodes a picture (of an animation the first frame) upright, by its EXIF orientation, and as RGB; transparency is dropped.
+pub fn decode(bytes: &[u8], limits: PictureLimits) -> Result<RgbImage, Error> {
+    if bytes.is_empty() {
+        return Err(Error::Picture("the file is empty".to_owned()));
+    }
+    if bytes.len() > limits.bytes {
+        return Err(Error::Picture(format!("{} bytes; at most {} are read", bytes.len(), limits.bytes)));
+    }
+    let unreadable = |e: image::ImageError| Error::Picture(format!("not a picture that can be read: {e}"));
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| Error::Picture(e.to_string()))?;
+    if reader.format().is_none() {
+        return Err(Error::Picture("not a picture: the contents are in no known format (PNG, JPEG, WebP, GIF, BMP, TIFF, PNM)".to_owned()));
+    }
+    let mut decoder = reader.into_decoder().map_err(unreadable)?;
+    let (width, height) = decoder.dimensions();
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels > limits.pixels {
+        return Err(Error::Picture(format!("{width} x {height} is {pixels} pixels; at most {} are decoded", limits.pixels)));
+    }
+    if pixels == 0 {
+        return Err(Error::Picture(format!("{width} x {height}: no pixels")));
+    }
+    let orientation = decoder.orientation().map_err(unreadable)?;
+    let mut picture = DynamicImage::from_decoder(decoder).map_err(unreadable)?;
+    picture.apply_orientation(orientation);
+    Ok(picture.into_rgb8())
+}
+
+/// Encodes a picture as PNG.
+pub fn encode_png(picture: &RgbImage) -> Result<Vec<u8>, Error> {
+    let mut png = Vec::new();
+    picture.write_to(&mut Cursor::new(&mut png), image::ImageFormat::Png).map_err(|e| Error::Picture(format!("can't be written as PNG: {e}")))?;
+    Ok(png)
+}
+
+/// What of a picture a network sees after its pre-processing, in pixels of the upright picture.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Seen {
+    /// Left edge.
+    pub left: f64,
+    /// Top edge.
+    pub top: f64,
+    /// Width.
+    pub width: f64,
+    /// Height.
+    pub height: f64,
+}
+
+/// The pre-processing of a network, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Preprocessor {
+    resize: Resize,
+    width: u32,
+    height: u32,
+    filter: FilterType,
+    nearest: bool,
+    mean: [f32; 3],
+    std: [f32; 3],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Resize {
+    Squash,
+    ShortestEdge(u32),
+}
+
+/// ImageNet's mean and deviation, which published networks are trained with.
+const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
+
+/// What is used for a network of that input size that says nothing: the shorter side to 256/224 of it, the centre, bilinear, ImageNet's mean and deviation.
+pub fn default_preprocessing(height: u32, width: u32) -> Preprocessing {
+    let shorter = f64::from(height.max(width)) * 256.0 / 224.0;
+    Preprocessing {
+        resize_mode: ResizeMode::ShortestEdge.into(),
+        height,
+        width,
+        shortest_edge: shorter.round() as u32,
+        resampling: Resampling::Bilinear.into(),
+        mean: IMAGENET_MEAN.to_vec(),
+        std: IMAGENET_STD.to_vec(),
+    }
+}
+
+impl Preprocessor {
+    /// Checks a pre-processing; the error names the field.
+    pub fn new(said: &Preprocessing) -> Result<Self, Error> {
+        let wrong = |field: &str, problem: String| Error::Graph(format!("preprocessing.{field}: {problem}"));
+        let (width, height) = (said.width, said.height);
+        if !(1..=16_384).contains(&width) || !(1..=16_384).contains(&height) {
+            return Err(wrong("height, width", format!("{height} x {width}; each is 1 to 16384")));
+        }
+        let resize = match said.resize_mode() {
+            ResizeMode::Unspecified | ResizeMode::Squash => Resize::Squash,
+            ResizeMode::ShortestEdge if said.shortest_edge < height.max(width) || said.shortest_edge > 16_384 => {
+                return Err(wrong("shortest_edge", format!("{}; it is at least the larger of height and width, and at most 16384", said.shortest_edge)));
+            }
+            ResizeMode::ShortestEdge => Resize::ShortestEdge(said.shortest_edge),
+        };
+        let three = |field: &str, values: &[f32], low: f32| match values {
+            [r, g, b] if values.iter().all(|v| v.is_finite() && *v > low) => Ok([*r, *g, *b]),
+            _ => Err(wrong(field, format!("{values:?}; three finite numbers, one a channel{}", if low == 0.0 { ", above 0" } else { "" }))),
+        };
+        let filter = match said.resampling() {
+            Resampling::Unspecified | Resampling::Bilinear | Resampling::Nearest => FilterType::Bilinear,
+            Resampling::Bicubic => FilterType::CatmullRom,
+            Resampling::Lanczos => FilterType::Lanczos3,
+        };
+        Ok(Self {
+            resize,
+            width,
+            height,
+            filter,
+            nearest: said.resampling() == Resampling::Nearest,
+            mean: three("mean", &said.mean, f32::MIN)?,
+            std: three("std", &said.std, 0.0)?,
+        })
+    }
+
+    /// Height and width of the network's input.
+    pub fn size(&self) -> (usize, usize) {
+        (self.height as usize, self.width as usize)
+    }
+
+    /// Values of one input: 3 x height x width.
+    pub fn len(&self) -> usize {
+        3 * self.height as usize * self.width as usize
+    }
+
+    /// Always false: an input has values.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// The sides that a picture is resized to, before its centre is cropped.
+    fn resized(&self, picture: (u32, u32)) -> (u32, u32) {
+        match self.resize {
+            Resize::Squash => (self.width, self.height),
+            Resize::ShortestEdge(edge) => {
+                let (width, height) = picture;
+                let long = |long: u32, short: u32| (u64::from(edge) * u64::from(long) / u64::from(short.max(1))).min(1 << 20) as u32;
+                if width <= height { (edge, long(height, width)) } else { (long(width, height), edge) }
+            }
+        }
+    }
+
+    /// What of a picture of that width and height the network sees.
+    pub fn seen(&self, picture: (u32, u32)) -> Seen {
+        let (width, height) = self.resized(picture);
+        let (left, top) = ((width - self.width.min(width)) / 2, (height - self.height.min(height)) / 2);
+        let (x, y) = (f64::from(picture.0) / f64::from(width), f64::from(picture.1) / f64::from(height));
+        Seen { left: f64::from(left) * x, top: f64::from(top) * y, width: f64::from(self.width) * x, height: f64::from(self.height) * y }
+    }
+
+    /// Appends a picture's input to `tensor`: channels, rows, columns.
+    pub fn append(&self, picture: &RgbImage, tensor: &mut Vec<f32>) -> Result<(), Error> {
+        let (width, height) = self.resized(picture.dimensions());
+        let resized = resize(picture, width, height, self.filter, self.nearest)?;
+        let (left, top) = ((width - self.width) / 2, (height - self.height) / 2);
+        for channel in 0..3 {
+            let (mean, std) = (self.mean[channel], self.std[channel]);
+            for row in top..top + self.height {
+                for column in left..left + self.width {
+                    let value = f32::from(resized.get_pixel(column, row).0[channel]) / 255.0;
+                    tensor.push((value - mean) / std);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn resize(picture: &RgbImage, width: u32, height: u32, filter: FilterType, nearest: bool) -> Result<RgbImage, Error> {
+    if picture.dimensions() == (width, height) {
+        return Ok(picture.clone());
+    }
+    let failed = |e: String| Error::Picture(format!("can't be resized to {width} x {height}: {e}"));
+    let source = fast_image_resize::images::ImageRef::new(picture.width(), picture.height(), picture.as_raw(), PixelType::U8x3).map_err(|e| failed(e.to_string()))?;
+    let mut target = Pixels::new(width, height, PixelType::U8x3);
+    let algorithm = if nearest { ResizeAlg::Nearest } else { ResizeAlg::Convolution(filter) };
+    Resizer::new().resize(&source, &mut target, &ResizeOptions::new().resize_alg(algorithm)).map_err(|e| failed(e.to_string()))?;
+    RgbImage::from_raw(width, height, target.into_vec()).ok_or_else(|| failed("wrong size".to_owned()))
+}
+
+/// `preprocessor_config.json` as the transformers library writes it.
+#[derive(Debug, Deserialize)]
+pub struct PreprocessorConfig {
+    #[serde(default = "yes")]
+    do_resize: bool,
+    size: Option<Size>,
+    #[serde(default)]
+    do_center_crop: bool,
+    crop_size: Option<Size>,
+    #[serde(default = "bicubic")]
+    resample: u8,
+    #[serde(default = "yes")]
+    do_rescale: bool,
+    rescale_factor: Option<f64>,
+    #[serde(default = "yes")]
+    do_normalize: bool,
+    image_mean: Option<Vec<f32>>,
+    image_std: Option<Vec<f32>>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(untagged)]
+enum Size {
+    Square(u32),
+    Sides { height: u32, width: u32 },
+    Shortest { shortest_edge: u32 },
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Pillow's number for its bicubic filter, the library's default.
+fn bicubic() -> u8 {
+    3
+}
+
+impl PreprocessorConfig {
+    /// The pre-processing that the file describes; the error says what it asks for that can't be done.
+    pub fn preprocessing(&self) -> Result<Preprocessing, String> {
+        let sides = |size: Size| match size {
+            Size::Square(side) => (side, side),
+            Size::Sides { height, width } => (height, width),
+            Size::Shortest { shortest_edge } => (shortest_edge, shortest_edge),
+        };
+        let size = self.size.filter(|_| self.do_resize).ok_or("no size: pictures must be resized to the network's input")?;
+        let crop = self.crop_size.filter(|_| self.do_center_crop).map(sides);
+        let (resize_mode, shortest_edge, (height, width)) = match (size, crop) {
+            (Size::Shortest { shortest_edge } | Size::Square(shortest_edge), Some(crop)) => (ResizeMode::ShortestEdge, shortest_edge, crop),
+            (Size::Shortest { .. }, None) => return Err("size.shortest_edge without a centre crop gives inputs of different sizes".to_owned()),
+            (size, crop) if crop.is_none_or(|crop| crop == sides(size)) => (ResizeMode::Squash, 0, sides(size)),
+            (_, Some(_)) => return Err("size with height and width, then another crop_size: not supported".to_owned()),
+            (_, None) => return Err("no size".to_owned()),
+        };
+        let resampling = match self.resample {
+            0 => Resampling::Nearest,
+            1 => Resampling::Lanczos,
+            2 => Resampling::Bilinear,
+            3 => Resampling::Bicubic,
+            other => return Err(format!("resample {other}: 0 (nearest), 1 (Lanczos), 2 (bilinear) and 3 (bicubic) are known")),
+        };
+        let factor = if self.do_rescale { self.rescale_factor.unwrap_or(1.0 / 255.0) } else { 1.0 };
+        // (v * factor - mean) / std with v in 0..255 is (v / 255 - m) / s with m and s over 255 * factor.
+        let scale = (255.0 * factor) as f32;
+        let (mean, std) = match (self.do_normalize, &self.image_mean, &self.image_std) {
+            (false, _, _) => (vec![0.0; 3], vec![1.0; 3]),
+            (true, Some(mean), Some(std)) => (mean.clone(), std.clone()),
+            (true, _, _) => return Err("do_normalize without image_mean and image_std".to_owned()),
+        };
+        let scaled = |values: Vec<f32>| values.into_iter().map(|v| if (scale - 1.0).abs() < 1e-6 { v } else { v / scale }).collect();
+        Ok(Preprocessing { resize_mode: resize_mode.into(), height, width, shortest_edge, resampling: resampling.into(), mean: scaled(mean), std: scaled(std) })
+    }
+}

@@ -1,0 +1,186 @@
+//! ONNX Runtime: finding its library, and sessions on it.
+
+use std::{
+    env, fmt,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+use clap::{Args, ValueEnum};
+use ort::{
+    environment::Environment,
+    ep,
+    session::{Session, builder::SessionBuilder},
+};
+
+use crate::Error;
+
+/// Name of ONNX Runtime's library.
+const LIBRARY: &str = "libonnxruntime.so";
+/// The variable that names the library's file.
+const VARIABLE: &str = "ORT_DYLIB_PATH";
+
+/// What runs the models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Provider {
+    /// The processor
+    Cpu,
+    /// An NVIDIA GPU through CUDA
+    Cuda,
+    /// An NVIDIA GPU through TensorRT
+    Tensorrt,
+}
+
+impl Provider {
+    /// Its name, as the flag has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+            Self::Tensorrt => "tensorrt",
+        }
+    }
+}
+
+impl fmt::Display for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How a service runs its model.
+#[derive(Debug, Clone, Args)]
+pub struct EngineArgs {
+    /// What runs the model
+    #[arg(long, env = "DND_PROVIDER", default_value_t = Provider::Cpu)]
+    pub provider: Provider,
+    /// Processor threads for the model; by default what the container or the machine has
+    #[arg(long, env = "DND_THREADS")]
+    pub threads: Option<usize>,
+    /// Sessions of the model, each with its share of the threads; by default one a thread on the processor, one in all on a GPU
+    #[arg(long, env = "DND_SESSIONS")]
+    pub sessions: Option<usize>,
+    /// Items that the model runs together at most
+    #[arg(long, env = "DND_BATCH", default_value_t = 8)]
+    pub batch: usize,
+}
+
+impl Default for EngineArgs {
+    fn default() -> Self {
+        Self { provider: Provider::Cpu, threads: None, sessions: None, batch: 8 }
+    }
+}
+
+impl EngineArgs {
+    /// The processor threads in all; available_parallelism heeds the cgroup's quota.
+    fn thread_budget(&self) -> usize {
+        self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1)
+    }
+
+    /// How many sessions of each model are made.
+    pub fn session_count(&self) -> usize {
+        let default = match self.provider {
+            Provider::Cpu => self.thread_budget(),
+            Provider::Cuda | Provider::Tensorrt => 1,
+        };
+        self.sessions.unwrap_or(default).max(1)
+    }
+
+    fn threads_per_session(&self) -> usize {
+        (self.thread_budget() / self.session_count()).max(1)
+    }
+
+    /// How results come about, for provenance: library, version, provider, precision, instruction set.
+    pub fn engine(&self) -> String {
+        let version = library_version().unwrap_or("?");
+        format!("onnxruntime {version} {} fp32 {}", self.provider, instruction_set())
+    }
+}
+
+fn instruction_set() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            return "avx512";
+        }
+        if is_x86_feature_detected!("avx2") {
+            return "avx2";
+        }
+    }
+    env::consts::ARCH
+}
+
+static ENVIRONMENT: OnceLock<Result<(Environment, PathBuf), String>> = OnceLock::new();
+
+/// The process's ONNX Runtime; the first call loads the library.
+fn environment() -> Result<&'static Environment, Error> {
+    loaded().map(|(environment, _)| environment)
+}
+
+fn loaded() -> Result<&'static (Environment, PathBuf), Error> {
+    ENVIRONMENT.get_or_init(load_library).as_ref().map_err(|problem| Error::Library(problem.clone()))
+}
+
+/// Where the library was found.
+pub fn library_path() -> Result<&'static Path, Error> {
+    loaded().map(|(_, path)| path.as_path())
+}
+
+/// The library's version, once it is loaded.
+pub fn library_version() -> Option<&'static str> {
+    loaded().ok()?;
+    ort::info().split(&[',', ' '][..]).find_map(|word| word.strip_prefix("git-branch=rel-").or_else(|| word.strip_prefix('v')))
+}
+
+fn load_library() -> Result<(Environment, PathBuf), String> {
+    let path = find_library()?;
+    let builder = ort::init_from(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let environment = builder.with_name("dnd").with_telemetry(false).build().map_err(|e| format!("{}: {e}", path.display()))?;
+    Ok((environment, path))
+}
+
+/// The file named by the variable, else the one beside the program.
+fn find_library() -> Result<PathBuf, String> {
+    if let Some(path) = env::var_os(VARIABLE).filter(|p| !p.is_empty()).map(PathBuf::from) {
+        return if path.is_file() { Ok(path) } else { Err(format!("{VARIABLE} is {}, and no such file is there", path.display())) };
+    }
+    let beside = env::current_exe().ok().and_then(|exe| exe.parent().map(|folder| folder.join(LIBRARY)));
+    match beside {
+        Some(path) if path.is_file() => Ok(path),
+        _ => Err(format!("{LIBRARY} is not beside the program; put it there, or say where it is with {VARIABLE} (`make setup` fetches it)")),
+    }
+}
+
+/// A session of the model in a file.
+pub fn session(file: &Path, args: &EngineArgs) -> Result<Session, Error> {
+    builder(args)?.commit_from_file(file).map_err(|e| Error::file(file, e.to_string()))
+}
+
+/// A session of a model in memory, whose external data, if any, lies in `folder`.
+pub fn session_of(model: &[u8], folder: &Path, args: &EngineArgs) -> Result<Session, Error> {
+    // Where a relative path of external data starts, for a model that comes from no file.
+    const EXTERNAL_DATA: &str = "session.model_external_initializers_file_folder_path";
+    let builder = builder(args)?.with_config_entry(EXTERNAL_DATA, folder.to_string_lossy());
+    builder.map_err(ort::Error::from)?.commit_from_memory(model).map_err(|e| Error::Graph(format!("ONNX Runtime does not take the network: {e}")))
+}
+
+fn builder(args: &EngineArgs) -> Result<SessionBuilder, Error> {
+    let set_up = || -> Result<SessionBuilder, ort::Error> {
+        let builder = Session::builder(environment_or_ort()?)?;
+        // Sessions share the processor with one another: a thread that spins takes its core from them.
+        let builder = builder.with_intra_threads(args.threads_per_session())?.with_inter_threads(1)?.with_intra_op_spinning(false)?;
+        Ok(builder)
+    };
+    environment()?;
+    let builder = set_up()?;
+    let provider = match args.provider {
+        Provider::Cpu => return Ok(builder),
+        Provider::Cuda => ep::CUDA::default().build(),
+        Provider::Tensorrt => ep::TensorRT::default().build(),
+    };
+    builder.with_execution_providers([provider.error_on_failure()]).map_err(|e| Error::Provider { provider: args.provider.name(), problem: e.to_string() })
+}
+
+fn environment_or_ort() -> Result<&'static Environment, ort::Error> {
+    environment().map_err(|e| ort::Error::new(e.to_string()))
+}

@@ -1,0 +1,14 @@
+//! The gRPC API of the mesh: messages, clients and servers generated from `dnd/v1`.
+//!
+//! The `.proto` files are the documentation; a generated item carries their comments. Messages serialise with serde as
+//! protobuf's canonical JSON, with the field names of the files and zero values written out.
+
+/// Package `dnd.v1`.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+pub mod v1 {
+    include!(concat!(env!("OUT_DIR"), "/dnd.v1.rs"));
+    include!(concat!(env!("OUT_DIR"), "/dnd.v1.serde.rs"));
+}
+
+/// The compiled `.proto` files, for gRPC reflection.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

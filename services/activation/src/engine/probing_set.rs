@@ -1,0 +1,177 @@
+//! Probing sets: what pictures there are, in which order, and reading them.
+
+use std::{
+    fs::File,
+    io::{self, Read as _, Seek as _, SeekFrom},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use dnd_mesh::{Fault, blobs::Blobs};
+use dnd_proto::v1::{self as proto, PictureList, probing_source::Source};
+use prost::Message as _;
+use tonic::Code;
+use walkdir::WalkDir;
+
+/// Files with these endings are taken for pictures; others in a folder are not looked at.
+const ENDINGS: [&str; 11] = ["bmp", "gif", "jpeg", "jpg", "pbm", "pgm", "png", "ppm", "tif", "tiff", "webp"];
+const MOST_SOURCES: usize = 100;
+
+/// The pictures of a probing set, in order.
+#[derive(Debug)]
+pub(crate) struct ProbingSet {
+    pictures: Vec<Picture>,
+}
+
+/// A picture of a probing set, not read yet.
+#[derive(Debug, Clone)]
+pub(crate) struct Picture {
+    /// Its name in results: relative to its source, `/` between parts.
+    pub(crate) path: String,
+    place: Place,
+}
+
+#[derive(Debug, Clone)]
+enum Place {
+    File(PathBuf),
+    /// An uncompressed entry of a tar file.
+    Inside { tar: Arc<PathBuf>, offset: u64, size: u64 },
+}
+
+impl Picture {
+    /// Reads its bytes, at most `limit` of them.
+    pub(crate) fn read(&self, limit: usize) -> io::Result<Bytes> {
+        let (mut file, size) = match &self.place {
+            Place::File(path) => {
+                let file = File::open(path)?;
+                let size = file.metadata()?.len();
+                (file, size)
+            }
+            Place::Inside { tar, offset, size } => {
+                let mut file = File::open(tar.as_path())?;
+                file.seek(SeekFrom::Start(*offset))?;
+                (file, *size)
+            }
+        };
+        if size > limit as u64 {
+            return Err(io::Error::other(format!("{size} bytes; at most {limit} are read")));
+        }
+        let mut bytes = vec![0; size as usize];
+        file.read_exact(&mut bytes)?;
+        Ok(bytes.into())
+    }
+}
+
+impl ProbingSet {
+    /// Lists the pictures of a set. Blocking.
+    pub(crate) fn open(said: &proto::ProbingSet, blobs: &Blobs) -> Result<Self, Fault> {
+        let sources = &said.sources;
+        if sources.is_empty() || sources.len() > MOST_SOURCES {
+            return Err(Fault::field("probing_set.sources", format!("{} sources; a probing set has 1 to {MOST_SOURCES}", sources.len())));
+        }
+        let mut pictures = Vec::new();
+        for (i, source) in sources.iter().enumerate() {
+            let field = format!("probing_set.sources[{i}]");
+            let mut found = match &source.source {
+                Some(Source::Uri(uri)) => from_uri(uri, &field)?,
+                Some(Source::ListDigest(digest)) => from_list(digest, &field, blobs)?,
+                None => return Err(Fault::field(field, "neither uri nor list_digest is set")),
+            };
+            found.sort_by(|a, b| a.path.as_bytes().cmp(b.path.as_bytes()));
+            pictures.extend(found);
+        }
+        if pictures.is_empty() {
+            return Err(Fault::new(Code::InvalidArgument, "NO_PICTURES", format!("no pictures in the probing set: no file ends in {}", ENDINGS.join(", "))));
+        }
+        Ok(Self { pictures })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.pictures.len()
+    }
+
+    /// The picture at a place in the order.
+    pub(crate) fn get(&self, index: u64) -> Option<&Picture> {
+        self.pictures.get(usize::try_from(index).ok()?)
+    }
+}
+
+/// The path of a `file:` URI.
+pub(crate) fn local_path(uri: &str, field: &str) -> Result<PathBuf, Fault> {
+    let path = uri.strip_prefix("file://").or_else(|| uri.strip_prefix("file:")).unwrap_or(uri);
+    match uri.split_once("://") {
+        Some((scheme, _)) if scheme != "file" => Err(Fault::field(field, format!("{uri}: this service reads file: URIs and uploads"))),
+        _ if path.is_empty() => Err(Fault::field(field, "an empty URI")),
+        _ => Ok(PathBuf::from(path)),
+    }
+}
+
+fn from_uri(uri: &str, field: &str) -> Result<Vec<Picture>, Fault> {
+    let field = format!("{field}.uri");
+    let path = local_path(uri, &field)?;
+    let not_readable = |error: &dyn std::fmt::Display| Fault::new(Code::InvalidArgument, "UNREADABLE_SOURCE", format!("{}: {error}", path.display()));
+    if path.is_dir() {
+        folder(&path).map_err(|e| not_readable(&e))
+    } else if path.extension().is_some_and(|e| e == "tar") && path.is_file() {
+        tar(&path).map_err(|e| not_readable(&e))
+    } else if path.exists() {
+        Err(Fault::field(field, format!("{} is neither a folder nor a .tar file", path.display())))
+    } else {
+        Err(Fault::field(field, format!("{}: no such folder", path.display())))
+    }
+}
+
+fn is_picture(path: &Path) -> bool {
+    let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+    let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
+    !hidden && ending.is_some_and(|ending| ENDINGS.contains(&ending.as_str()))
+}
+
+fn folder(root: &Path) -> Result<Vec<Picture>, walkdir::Error> {
+    let mut pictures = Vec::new();
+    for entry in WalkDir::new(root).follow_links(true) {
+        let entry = match entry {
+            Ok(entry) => entry,
+            // A dangling or circular link, or a subfolder that may not be read, takes nothing from the rest.
+            Err(error) if error.depth() > 0 => continue,
+            Err(error) => return Err(error),
+        };
+        if entry.file_type().is_file() && is_picture(entry.path()) {
+            let relative = entry.path().strip_prefix(root).unwrap_or(entry.path());
+            let path = relative.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/");
+            pictures.push(Picture { path, place: Place::File(entry.path().to_owned()) });
+        }
+    }
+    Ok(pictures)
+}
+
+fn tar(path: &Path) -> io::Result<Vec<Picture>> {
+    let tar = Arc::new(path.to_owned());
+    let mut archive = tar::Archive::new(File::open(path)?);
+    let mut pictures = Vec::new();
+    for entry in archive.entries_with_seek()? {
+        let entry = entry?;
+        let name = entry.path()?.into_owned();
+        if entry.header().entry_type().is_file() && is_picture(&name) {
+            let place = Place::Inside { tar: Arc::clone(&tar), offset: entry.raw_file_position(), size: entry.size() };
+            pictures.push(Picture { path: name.to_string_lossy().trim_start_matches("./").to_owned(), place });
+        }
+    }
+    Ok(pictures)
+}
+
+fn from_list(digest: &str, field: &str, blobs: &Blobs) -> Result<Vec<Picture>, Fault> {
+    let field = format!("{field}.list_digest");
+    let not_there = |what: &str, digest: &str| Fault::new(Code::FailedPrecondition, "NOT_UPLOADED", format!("{what} {digest} was not uploaded"));
+    let path = blobs.path(digest).ok_or_else(|| not_there("the picture list", digest))?;
+    let bytes = std::fs::read(path).map_err(dnd_mesh::blobs::storage)?;
+    let list = PictureList::decode(&*bytes).map_err(|e| Fault::field(field, format!("{digest} is no PictureList: {e}")))?;
+    list.pictures
+        .into_iter()
+        .map(|picture| {
+            let path = blobs.path(&picture.digest).ok_or_else(|| not_there(&picture.path, &picture.digest))?;
+            Ok(Picture { path: picture.path, place: Place::File(path) })
+        })
+        .collect()
+}

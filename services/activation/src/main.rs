@@ -1,0 +1,48 @@
+//! `dnd-activation`: runs the network that is dissected, over gRPC.
+
+use std::{path::PathBuf, sync::Arc};
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+use dnd_activation::{Activation, Options, service};
+use dnd_mesh::{Slot, args::ServeArgs, blobs::Blobs, server, telemetry};
+use dnd_onnx::{Error, runtime::{self, EngineArgs}};
+
+/// Runs the network that is dissected, over gRPC: probing passes, attention crops, activations of given pictures.
+///
+/// It loads no model at its start: each request names its target, by a file: URI that this machine can read, or by the digest of an upload.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Folder that uploads are kept in; by default one of its own that goes with the process
+    #[arg(long, env = "DND_DATA")]
+    data: Option<PathBuf>,
+    #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
+    options: Options,
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let Args { data, engine, options, serve } = Args::parse();
+    telemetry::init(&serve.log);
+    let blobs = match &data {
+        Some(folder) => Blobs::open(folder).with_context(|| format!("can't keep uploads in {}", folder.display()))?,
+        None => Blobs::temporary().context("can't make a folder for uploads")?,
+    };
+    let blobs = Arc::new(blobs);
+    let slot = Slot::default();
+    let load = {
+        let (slot, blobs) = (slot.clone(), Arc::clone(&blobs));
+        move || {
+            runtime::library_path()?;
+            slot.fill(Activation::new(engine, options, blobs));
+            Ok::<_, Error>(())
+        }
+    };
+    server::serve(&serve, service(slot, blobs), load).await?;
+    Ok(())
+}

@@ -1,0 +1,157 @@
+//! ActivationService over an [`Activation`].
+
+mod crop;
+mod probe;
+
+use std::sync::Arc;
+
+use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, Slot, blobs::{self, Blobs, Uploads}, items, server::Services};
+use dnd_method::parameters::{Summary, TokenSummary};
+use dnd_proto::v1::{
+    self as proto, ActivateRequest, ActivateResponse, ActivationServiceGetModelRequest, ActivationServiceGetModelResponse, CropRequest, CropResponse,
+    DescribeTargetRequest, DescribeTargetResponse, PictureActivations, ProbeRequest, ProbeResponse, ReadPicturesRequest, ReadPicturesResponse, activate_request,
+    activate_response,
+    activation_service_server::{ActivationService, ActivationServiceServer},
+    read_pictures_response,
+    upload_service_server::UploadServiceServer,
+};
+use futures::StreamExt as _;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use crate::{
+    Activation,
+    engine::{Cut, LayerInfo, Output, ProbingSet, Reading, Source, blocking, resolve},
+};
+
+/// The gRPC services of an activation engine: its own, and the uploads that it reads.
+pub fn service(activation: Slot<Activation>, blobs: Arc<Blobs>) -> Services {
+    let server = ActivationServiceServer::new(Server(activation)).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let uploads = UploadServiceServer::new(Uploads(blobs)).max_decoding_message_size(2 * blobs::PIECE_BYTES);
+    Services::default().with(server).with(uploads)
+}
+
+struct Server(Slot<Activation>);
+
+const MOST_PICTURES: usize = 1000;
+
+#[tonic::async_trait]
+impl ActivationService for Server {
+    async fn get_model(&self, _: Request<ActivationServiceGetModelRequest>) -> Result<Response<ActivationServiceGetModelResponse>, Status> {
+        let model = self.0.get()?.model();
+        Ok(Response::new(ActivationServiceGetModelResponse { model: Some(model) }))
+    }
+
+    async fn describe_target(&self, request: Request<DescribeTargetRequest>) -> Result<Response<DescribeTargetResponse>, Status> {
+        let described = self.0.get()?.describe(request.into_inner().target).await?;
+        let layers = described.layers.iter().map(proto::Layer::from).collect();
+        Ok(Response::new(DescribeTargetResponse { digest: described.digest.clone(), preprocessing: Some(described.preprocessing.clone()), layers }))
+    }
+
+    type ProbeStream = items::Responses<ProbeResponse>;
+
+    async fn probe(&self, request: Request<ProbeRequest>) -> Result<Response<Self::ProbeStream>, Status> {
+        let stream = probe::probe(self.0.get()?, request.into_inner()).await?;
+        Ok(Response::new(stream))
+    }
+
+    type CropStream = items::Responses<CropResponse>;
+
+    async fn crop(&self, request: Request<CropRequest>) -> Result<Response<Self::CropStream>, Status> {
+        let stream = crop::crop(self.0.get()?, request.into_inner()).await?;
+        Ok(Response::new(stream))
+    }
+
+    type ReadPicturesStream = items::Responses<ReadPicturesResponse>;
+
+    async fn read_pictures(&self, request: Request<ReadPicturesRequest>) -> Result<Response<Self::ReadPicturesStream>, Status> {
+        let activation = self.0.get()?;
+        let ReadPicturesRequest { probing_set, pictures } = request.into_inner();
+        if pictures.len() > MOST_PICTURES {
+            return Err(Fault::field("pictures", format!("{} pictures; at most {MOST_PICTURES} can be read in a call", pictures.len())).into());
+        }
+        let set = activation.set(probing_set).await?;
+        let limit = activation.picture_limits().bytes;
+        let answers = futures::stream::iter((0..).zip(pictures)).map(move |(place, picture)| {
+            let set = Arc::clone(&set);
+            async move {
+                let result = match read(set, picture, limit).await {
+                    Ok(data) => read_pictures_response::Result::Data(data),
+                    Err(fault) => read_pictures_response::Result::Status(fault.into_item()),
+                };
+                Ok(ReadPicturesResponse { picture: place, result: Some(result) })
+            }
+        });
+        Ok(Response::new(Box::pin(answers.buffered(4))))
+    }
+
+    type ActivateStream = items::Responses<ActivateResponse>;
+
+    async fn activate(&self, request: Request<Streaming<ActivateRequest>>) -> Result<Response<Self::ActivateStream>, Status> {
+        let activation = self.0.get()?;
+        let mut requests = request.into_inner();
+        let first = requests.message().await?.and_then(|request| request.message);
+        let Some(activate_request::Message::Setup(setup)) = first else {
+            return Err(Fault::field("setup", "the first message of an Activate call says which target and units").into());
+        };
+        let reading = reading(setup.summary(), setup.token_summary());
+        let (cut, units) = prepare(&activation, setup.target, &setup.layers, reading).await?;
+        let units: Arc<[Vec<u32>]> = units.into();
+        let answers = items::answer(requests, activation.concurrency(), move |request: ActivateRequest| {
+            let (cut, units) = (Arc::clone(&cut), Arc::clone(&units));
+            async move {
+                let (item_id, run) = match request.message {
+                    Some(activate_request::Message::Picture(picture)) => (picture.item_id, cut.run(Source::Encoded(picture.picture), Output::Activations).await),
+                    _ => (0, Err(Fault::field("picture", "after its setup, an Activate call takes pictures"))),
+                };
+                let result = match run {
+                    Ok(layers) => activate_response::Result::Activations(PictureActivations { values: pick(&layers, &units) }),
+                    Err(fault) => activate_response::Result::Status(fault.into_item()),
+                };
+                ActivateResponse { item_id, result: Some(result) }
+            }
+        });
+        Ok(Response::new(answers))
+    }
+}
+
+/// The asked-for units' activations out of those of all.
+fn pick(layers: &[Vec<f32>], units: &[Vec<u32>]) -> Vec<f32> {
+    layers.iter().zip(units).flat_map(|(layer, units)| units.iter().map(|unit| layer.get(*unit as usize).copied().unwrap_or(f32::NAN))).collect()
+}
+
+fn reading(summary: proto::Summary, token_summary: proto::TokenSummary) -> Reading {
+    Reading {
+        summary: match summary {
+            proto::Summary::Unspecified | proto::Summary::Mean => Summary::Mean,
+            proto::Summary::Max => Summary::Max,
+        },
+        token_summary: match token_summary {
+            proto::TokenSummary::Unspecified | proto::TokenSummary::Class => TokenSummary::Class,
+            proto::TokenSummary::PatchMean => TokenSummary::PatchMean,
+        },
+    }
+}
+
+/// The loaded target for the asked-for layers, and the units of each.
+async fn prepare(activation: &Activation, target: Option<proto::Target>, layers: &[proto::LayerUnits], reading: Reading) -> Result<(Arc<Cut>, Vec<Vec<u32>>), Fault> {
+    let described = activation.describe(target).await?;
+    let resolved = resolve(&described.network, &described.layers, layers)?;
+    let (layers, units): (Vec<LayerInfo>, Vec<Vec<u32>>) = resolved.into_iter().unzip();
+    let cut = activation.cut(&described, &layers, reading).await?;
+    Ok((cut, units))
+}
+
+/// Reads a picture of a set, if it is still what it was when it was probed.
+async fn read(set: Arc<ProbingSet>, said: proto::TopPicture, limit: usize) -> Result<bytes::Bytes, Fault> {
+    blocking(move || {
+        let gone = |why: &str| Fault::new(Code::NotFound, "PICTURE_GONE", format!("{}: {why}", said.path));
+        let picture = set.get(said.index).filter(|picture| picture.path == said.path).ok_or_else(|| gone("the probing set has no such picture any more"))?;
+        let bytes = picture.read(limit).map_err(|e| gone(&e.to_string()))?;
+        let digest = blobs::digest(&bytes);
+        if digest != said.digest {
+            return Err(Fault::new(Code::FailedPrecondition, "PICTURE_CHANGED", format!("{} has changed since it was probed: its digest was {}, and is {digest}", said.path, said.digest)));
+        }
+        Ok(bytes)
+    })
+    .await
+}

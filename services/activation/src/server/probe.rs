@@ -1,0 +1,208 @@
+//! The probing pass: the set read once, in order, and run on all sessions side by side.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use dnd_mesh::{Fault, blobs, items};
+use dnd_method::top::Entry;
+use dnd_onnx::pictures;
+use dnd_proto::v1::{self as proto, ProbeProgress, ProbeRequest, ProbeResponse, ProbeTotal, ProbedUnit, SkippedPicture, TopPicture, probe_response::Event};
+use futures::{StreamExt as _, stream};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use super::{prepare, reading};
+use crate::{
+    Activation,
+    engine::{Collector, Cut, Found, Output, Probed, ProbedMap, ProbingSet, Source, blocking},
+};
+
+const DEFAULT_TOP: u32 = 10;
+const MOST_TOP: u32 = 1000;
+/// Between two messages of progress.
+const PROGRESS: Duration = Duration::from_millis(250);
+/// Messages that wait for a slow caller before the pass waits too.
+const WAITING: usize = 64;
+
+/// Starts a pass; its messages come as it goes on, and it ends when nobody takes them any more.
+pub(super) async fn probe(activation: Arc<Activation>, request: ProbeRequest) -> Result<items::Responses<ProbeResponse>, Fault> {
+    let top = request.top.unwrap_or(DEFAULT_TOP);
+    if !(1..=MOST_TOP).contains(&top) {
+        return Err(Fault::field("top", format!("{top}; it is 1 to {MOST_TOP}")));
+    }
+    let reading = reading(request.summary(), request.token_summary());
+    let (cut, units) = prepare(&activation, request.target, &request.layers, reading).await?;
+    let set = activation.fresh_set(request.probing_set).await?;
+    let (events, messages) = mpsc::channel(WAITING);
+    let pass = Pass { activation, cut, set, events };
+    // The pass is a part of the stream: it is polled with it, and dropped with it.
+    let run = stream::once(async move { pass.run(units, top as usize).await }).filter_map(|ended| async { ended.err().map(|fault| Err(Status::from(fault))) });
+    Ok(Box::pin(stream::select(ReceiverStream::new(messages).map(Ok), run)))
+}
+
+struct Pass {
+    activation: Arc<Activation>,
+    cut: Arc<Cut>,
+    set: Arc<ProbingSet>,
+    events: mpsc::Sender<ProbeResponse>,
+}
+
+/// A picture that was read.
+struct Read {
+    index: u64,
+    bytes: Result<Bytes, String>,
+    digest: String,
+}
+
+impl Pass {
+    async fn run(self, units: Vec<Vec<u32>>, top: usize) -> Result<(), Fault> {
+        let units = units.into_iter().enumerate().collect();
+        let collector = Arc::new(Collector::new(units, top, self.activation.map_memory()));
+        let (digests, mut total) = self.over_all(&collector).await?;
+        let mut found = collector.finish();
+        total.rerun = self.fill_maps(&mut found).await?;
+        for unit in found {
+            self.say(Event::Unit(self.result(unit, &digests))).await?;
+        }
+        self.say(Event::Total(total)).await
+    }
+
+    async fn say(&self, event: Event) -> Result<(), Fault> {
+        let gone = |_| Fault::new(tonic::Code::Cancelled, "CALLER_GONE", "the caller has gone");
+        self.events.send(ProbeResponse { event: Some(event) }).await.map_err(gone)
+    }
+
+    /// Runs every different picture of the set; gives the digests of those that were run.
+    async fn over_all(&self, collector: &Arc<Collector>) -> Result<(BTreeMap<u64, String>, ProbeTotal), Fault> {
+        let limit = self.activation.picture_limits().bytes;
+        let pictures = self.set.len() as u64;
+        // Read in order, a few ahead: which of byte-equal pictures is the first is known before it is run.
+        let reads = stream::iter(0..pictures)
+            .map(|index| {
+                let set = Arc::clone(&self.set);
+                blocking(move || Ok(read(&set, index, limit)))
+            })
+            .buffered(self.activation.concurrency());
+        let mut seen = HashSet::new();
+        let first = reads.filter_map(|read| {
+            let new = match &read {
+                Ok(Read { bytes: Ok(_), digest, .. }) => seen.insert(digest.clone()),
+                _ => true,
+            };
+            std::future::ready(new.then_some(read))
+        });
+        let runs = first
+            .map(|read| async move {
+                let Read { index, bytes, digest } = read?;
+                let ran = match bytes {
+                    Ok(bytes) => {
+                        let wanted = Output::Probe { collector: Arc::clone(collector), index };
+                        self.cut.run(Source::Encoded(bytes), wanted).await.map(|_| digest).map_err(SkipOrStop::from)
+                    }
+                    Err(reason) => Err(SkipOrStop::Skip(reason)),
+                };
+                Ok::<_, Fault>((index, ran))
+            })
+            .buffer_unordered(self.activation.concurrency());
+        let mut runs = std::pin::pin!(runs);
+        let mut digests = BTreeMap::new();
+        let (mut skipped, mut said) = (0, Instant::now());
+        while let Some(ran) = runs.next().await {
+            match ran? {
+                (index, Ok(digest)) => {
+                    digests.insert(index, digest);
+                }
+                (index, Err(SkipOrStop::Skip(reason))) => {
+                    skipped += 1;
+                    let path = self.set.get(index).map(|picture| picture.path.clone()).unwrap_or_default();
+                    self.say(Event::Skipped(SkippedPicture { path, reason })).await?;
+                }
+                (_, Err(SkipOrStop::Stop(fault))) => return Err(fault),
+            }
+            if said.elapsed() >= PROGRESS {
+                said = Instant::now();
+                self.say(Event::Progress(ProbeProgress { done: digests.len() as u64 + skipped, pictures })).await?;
+            }
+        }
+        self.say(Event::Progress(ProbeProgress { done: pictures, pictures })).await?;
+        let total = ProbeTotal { pictures: digests.len() as u64, duplicates: pictures - skipped - digests.len() as u64, skipped, rerun: 0 };
+        Ok((digests, total))
+    }
+
+    /// Runs pictures again whose maps had not fitted; gives how many.
+    async fn fill_maps(&self, found: &mut [Found]) -> Result<u64, Fault> {
+        let mut wanted: BTreeMap<u64, Vec<(usize, usize)>> = BTreeMap::new();
+        for (i, unit) in found.iter().enumerate() {
+            for (j, entry) in unit.top.iter().enumerate() {
+                if matches!(entry.with.map, ProbedMap::Dropped) {
+                    wanted.entry(entry.at).or_default().push((i, j));
+                }
+            }
+        }
+        let limit = self.activation.picture_limits().bytes;
+        let reruns = wanted.len() as u64;
+        for (index, places) in wanted {
+            let set = Arc::clone(&self.set);
+            let Ok(bytes) = blocking(move || Ok(read(&set, index, limit))).await?.bytes else { continue };
+            let units: Vec<(usize, Vec<u32>)> = places.iter().filter_map(|(i, _)| found.get(*i)).map(|found| (found.layer, vec![found.unit])).collect();
+            let collector = Arc::new(Collector::new(units, 1, usize::MAX));
+            self.cut.run(Source::Encoded(bytes), Output::Probe { collector: Arc::clone(&collector), index }).await?;
+            for ((i, j), mut rerun) in places.into_iter().zip(collector.finish()) {
+                let kept = rerun.top.pop().map(|entry| entry.with);
+                if let (Some(kept), Some(entry)) = (kept, found.get_mut(i).and_then(|found| found.top.get_mut(j))) {
+                    entry.with = kept;
+                }
+            }
+        }
+        Ok(reruns)
+    }
+
+    fn result(&self, found: Found, digests: &BTreeMap<u64, String>) -> ProbedUnit {
+        let (lowest, highest) = found.range.unwrap_or_default();
+        let picture = |entry: Entry<u64, Probed>| TopPicture {
+            path: self.set.get(entry.at).map(|picture| picture.path.clone()).unwrap_or_default(),
+            digest: digests.get(&entry.at).cloned().unwrap_or_default(),
+            index: entry.at,
+            activation: entry.activation,
+            seen: {
+                let (width, height) = entry.with.size;
+                let pictures::Seen { left, top, width: across, height: down } = self.cut.preprocessor.seen((width, height));
+                let edge = |at: f64, side: u32| at.clamp(0.0, f64::from(side)) as u32;
+                Some(proto::Box { left: edge(left.floor(), width), top: edge(top.floor(), height), right: edge((left + across).ceil(), width), bottom: edge((top + down).ceil(), height) })
+            },
+            map: match entry.with.map {
+                ProbedMap::Kept(map) => {
+                    let (height, width) = map.size();
+                    Some(proto::ActivationMap { height: height as u32, width: width as u32, values: map.values().to_vec() })
+                }
+                ProbedMap::None | ProbedMap::Dropped => None,
+            },
+        };
+        let Found { layer, unit, dead, not_finite, top, .. } = found;
+        let layer = self.cut.layers.get(layer).map(|layer| layer.name.clone()).unwrap_or_default();
+        ProbedUnit { layer, unit, dead, not_finite, lowest, highest, top: top.into_iter().map(picture).collect() }
+    }
+}
+
+/// What a failed run of a picture means: the picture is at fault, or the target.
+enum SkipOrStop {
+    Skip(String),
+    Stop(Fault),
+}
+
+impl From<Fault> for SkipOrStop {
+    fn from(fault: Fault) -> Self {
+        if fault.code() == tonic::Code::InvalidArgument { Self::Skip(fault.to_string()) } else { Self::Stop(fault) }
+    }
+}
+
+fn read(set: &ProbingSet, index: u64, limit: usize) -> Read {
+    let bytes = set.get(index).ok_or_else(|| "not in the set".to_owned()).and_then(|picture| picture.read(limit).map_err(|e| e.to_string()));
+    let digest = bytes.as_ref().map(|bytes| blobs::digest(bytes)).unwrap_or_default();
+    Read { index, bytes, digest }
+}

@@ -1,0 +1,35 @@
+//! `dnd-diffusion`: draws pictures of concepts over gRPC.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Parser;
+use dnd_diffusion::{Diffusion, service};
+use dnd_mesh::{Slot, args::ServeArgs, server, telemetry};
+use dnd_onnx::runtime::EngineArgs;
+
+/// Draws pictures of concepts over gRPC with a Stable Diffusion model in ONNX.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Folder of the model
+    #[arg(long, env = "DND_MODEL")]
+    model: PathBuf,
+    #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let Args { model, engine, serve } = Args::parse();
+    telemetry::init(&serve.log);
+    let slot = Slot::default();
+    let load = {
+        let slot = slot.clone();
+        move || Diffusion::load(&model, &engine).map(|loaded| slot.fill(loaded))
+    };
+    server::serve(&serve, service(slot), load).await?;
+    Ok(())
+}

@@ -1,0 +1,192 @@
+//! The model: a causal language model with its cache, sampled with keyed draws.
+
+use std::path::Path;
+
+use dnd_mesh::{
+    Fault,
+    batch::{Batcher, Limits, Worker},
+};
+use dnd_method::{draw, prompts::Message};
+use dnd_onnx::{Error, decoder::Decoder, folder::ModelFolder, runtime::EngineArgs, tokenizer::Tokenizer};
+use dnd_proto::v1::{Answer, Model, ModelLimits};
+use serde::Deserialize;
+
+use crate::chat::ChatTemplate;
+
+/// A loaded language model.
+pub struct Summarizer {
+    model: Model,
+    chat: ChatTemplate,
+    tokenizer: Tokenizer,
+    longest: usize,
+    batcher: Batcher<Runner>,
+    concurrency: usize,
+}
+
+/// What to ask, and how to draw the answer.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// The conversation so far; its last turn is the user's.
+    pub messages: Vec<Message>,
+    /// Draws differ by it.
+    pub seed: u64,
+    /// Which of the attempts at the same conversation.
+    pub attempt: u32,
+    /// 0 takes the likeliest token.
+    pub temperature: f32,
+    /// Tokens of the answer at most.
+    pub max_new_tokens: u32,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    model_type: String,
+    max_position_embeddings: Option<usize>,
+    eos_token_id: Option<Ids>,
+}
+
+#[derive(Deserialize)]
+struct GenerationConfig {
+    eos_token_id: Option<Ids>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Ids {
+    One(u32),
+    Several(Vec<u32>),
+}
+
+impl Summarizer {
+    /// Loads the model in a folder and runs it once.
+    pub fn load(folder: &Path, args: &EngineArgs) -> Result<Self, Error> {
+        let folder = ModelFolder::open(folder)?;
+        let config: Config = folder.json("configuration", "config.json")?;
+        let file = folder.file("language model", &["onnx/model.onnx", "model.onnx", "decoder_model_merged.onnx"])?;
+        let tokenizer = Tokenizer::read(&folder.file("tokenizer", &["tokenizer.json"])?)?;
+        let chat = ChatTemplate::read(&folder)?;
+        let generation: Option<GenerationConfig> = match folder.optional(&["generation_config.json"]) {
+            Some(_) => Some(folder.json("generation configuration", "generation_config.json")?),
+            None => None,
+        };
+        let ends = match generation.and_then(|g| g.eos_token_id).or(config.eos_token_id) {
+            Some(Ids::One(id)) => vec![id],
+            Some(Ids::Several(ids)) => ids,
+            None => return Err(Error::file(folder.root(), "no eos_token_id in generation_config.json or config.json: answers would not end")),
+        };
+        let longest = config.max_position_embeddings.unwrap_or(2048);
+        let mut runners =
+            (0..args.session_count()).map(|_| Ok(Runner { decoder: Decoder::load(&file, args)?, ends: ends.clone() })).collect::<Result<Vec<_>, Error>>()?;
+        for runner in &mut runners {
+            runner.generate(&[Prompt { tokens: vec![0, 0], text: String::new(), seed: 0, attempt: 0, temperature: 0.0, max_new_tokens: 1 }])?;
+        }
+        let model =
+            folder.model(&config.model_type, args, ModelLimits { picture_bytes: 0, picture_pixels: 0, text_tokens: longest as u32, batch: args.batch as u32 })?;
+        let concurrency = 2 * args.batch * runners.len();
+        let batcher = Batcher::start("summarizer", runners, Limits { queue: 2 * concurrency, batch: args.batch }).map_err(|e| Error::Run(e.to_string()))?;
+        Ok(Self { model, chat, tokenizer, longest, batcher, concurrency })
+    }
+
+    /// What is loaded.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Questions of one call that are worked on at a time.
+    pub fn concurrency(&self) -> usize {
+        self.concurrency
+    }
+
+    /// Asks the model.
+    pub async fn ask(&self, question: Question) -> Result<Answer, Fault> {
+        let text = self.chat.render(&question.messages)?;
+        // The template has written the special tokens; the tokenizer must not add its own.
+        let tokens = self.tokenizer.encode(&text, false)?;
+        let longest = self.longest.saturating_sub(question.max_new_tokens as usize);
+        if tokens.is_empty() || tokens.len() > longest {
+            let message = format!("the prompt has {} tokens; with {} for the answer the model takes 1 to {longest}", tokens.len(), question.max_new_tokens);
+            return Err(Fault::new(tonic::Code::InvalidArgument, "PROMPT_LENGTH", message));
+        }
+        let prompt_tokens = tokens.len() as u32;
+        let Question { seed, attempt, temperature, max_new_tokens, .. } = question;
+        let said = self.batcher.submit(Prompt { tokens, text, seed, attempt, temperature, max_new_tokens }).await?;
+        Ok(Answer {
+            text: self.tokenizer.decode(&said.tokens)?.trim().to_owned(),
+            prompt_tokens,
+            answer_tokens: said.tokens.len() as u32,
+            cut_off: !said.ended,
+        })
+    }
+}
+
+/// A rendered question.
+struct Prompt {
+    tokens: Vec<u32>,
+    text: String,
+    seed: u64,
+    attempt: u32,
+    temperature: f32,
+    max_new_tokens: u32,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Said {
+    tokens: Vec<u32>,
+    ended: bool,
+}
+
+struct Runner {
+    decoder: Decoder,
+    ends: Vec<u32>,
+}
+
+impl Worker for Runner {
+    type Item = Prompt;
+    type Output = Said;
+    /// Only prompts of equal length share a batch: without padding, an answer can't depend on its companions.
+    type Key = (usize, u32);
+
+    fn key(item: &Prompt) -> (usize, u32) {
+        (item.tokens.len(), item.max_new_tokens)
+    }
+
+    fn run(&mut self, batch: Vec<Prompt>) -> Vec<Result<Said, Fault>> {
+        match self.generate(&batch) {
+            Ok(said) => said.into_iter().map(Ok).collect(),
+            Err(error) => {
+                let fault = Fault::from(error);
+                batch.iter().map(|_| Err(fault.clone())).collect()
+            }
+        }
+    }
+}
+
+impl Runner {
+    /// Answers prompts of equal length.
+    fn generate(&mut self, prompts: &[Prompt]) -> Result<Vec<Said>, Error> {
+        let mut sequences = self.decoder.begin(prompts.len())?;
+        let mut next: Vec<u32> = prompts.iter().flat_map(|prompt| prompt.tokens.iter().copied()).collect();
+        let mut said = vec![Said::default(); prompts.len()];
+        let steps = prompts.first().map_or(0, |prompt| prompt.max_new_tokens);
+        for position in 0..steps {
+            let logits = self.decoder.append(&mut sequences, &next, None)?;
+            next = prompts
+                .iter()
+                .zip(&mut said)
+                .zip(&logits)
+                .map(|((prompt, said), logits)| {
+                    let token = draw::token(logits, prompt.temperature, prompt.seed, &prompt.text, prompt.attempt, position);
+                    said.ended |= self.ends.contains(&token);
+                    if !said.ended {
+                        said.tokens.push(token);
+                    }
+                    token
+                })
+                .collect();
+            if said.iter().all(|said| said.ended) {
+                break;
+            }
+        }
+        Ok(said)
+    }
+}

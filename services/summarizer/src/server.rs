@@ -1,0 +1,104 @@
+//! SummaryService over a [`Summarizer`].
+
+use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, Slot, items, server::Services};
+use dnd_method::{parameters::Parameters, prompts};
+use dnd_proto::v1::{
+    Answer, Sampling, SimplifyRequest, SimplifyResponse, SummarizeRequest, SummarizeResponse, SummaryServiceGetModelRequest, SummaryServiceGetModelResponse,
+    simplify_response, summarize_response,
+    summary_service_server::{SummaryService, SummaryServiceServer},
+};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{Question, Summarizer};
+
+const LONGEST_ANSWER: u32 = 512;
+const HOTTEST: f32 = 10.0;
+const MOST_DESCRIPTIONS: usize = 1000;
+
+/// The gRPC service of a language model.
+pub fn service(summarizer: Slot<Summarizer>) -> Services {
+    let server = SummaryServiceServer::new(Server(summarizer)).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
+    Services::default().with(server)
+}
+
+struct Server(Slot<Summarizer>);
+
+#[tonic::async_trait]
+impl SummaryService for Server {
+    async fn get_model(&self, _: Request<SummaryServiceGetModelRequest>) -> Result<Response<SummaryServiceGetModelResponse>, Status> {
+        let model = self.0.get()?.model().clone();
+        Ok(Response::new(SummaryServiceGetModelResponse { model: Some(model) }))
+    }
+
+    type SimplifyStream = items::Responses<SimplifyResponse>;
+
+    async fn simplify(&self, request: Request<Streaming<SimplifyRequest>>) -> Result<Response<Self::SimplifyStream>, Status> {
+        let summarizer = self.0.get()?;
+        let concurrency = summarizer.concurrency();
+        let answers = items::answer(request.into_inner(), concurrency, move |request: SimplifyRequest| {
+            let summarizer = summarizer.clone();
+            async move {
+                let item_id = request.item_id;
+                let result = match simplify(&summarizer, request).await {
+                    Ok(answer) => simplify_response::Result::Answer(answer),
+                    Err(fault) => simplify_response::Result::Status(fault.into_item()),
+                };
+                SimplifyResponse { item_id, result: Some(result) }
+            }
+        });
+        Ok(Response::new(answers))
+    }
+
+    type SummarizeStream = items::Responses<SummarizeResponse>;
+
+    async fn summarize(&self, request: Request<Streaming<SummarizeRequest>>) -> Result<Response<Self::SummarizeStream>, Status> {
+        let summarizer = self.0.get()?;
+        let concurrency = summarizer.concurrency();
+        let answers = items::answer(request.into_inner(), concurrency, move |request: SummarizeRequest| {
+            let summarizer = summarizer.clone();
+            async move {
+                let item_id = request.item_id;
+                let result = match summarize(&summarizer, request).await {
+                    Ok(answer) => summarize_response::Result::Answer(answer),
+                    Err(fault) => summarize_response::Result::Status(fault.into_item()),
+                };
+                SummarizeResponse { item_id, result: Some(result) }
+            }
+        });
+        Ok(Response::new(answers))
+    }
+}
+
+async fn simplify(summarizer: &Summarizer, request: SimplifyRequest) -> Result<Answer, Fault> {
+    if request.caption.trim().is_empty() {
+        return Err(Fault::field("caption", "empty; there is nothing to simplify"));
+    }
+    ask(summarizer, prompts::simplify(&request.caption), 0, request.sampling).await
+}
+
+async fn summarize(summarizer: &Summarizer, request: SummarizeRequest) -> Result<Answer, Fault> {
+    let descriptions = &request.descriptions;
+    if descriptions.is_empty() || descriptions.len() > MOST_DESCRIPTIONS {
+        return Err(Fault::field("descriptions", format!("{} of them; 1 to {MOST_DESCRIPTIONS} can be summarised", descriptions.len())));
+    }
+    if let Some(i) = descriptions.iter().position(|d| d.trim().is_empty()) {
+        return Err(Fault::field(format!("descriptions[{i}]"), "empty; a description has words"));
+    }
+    let messages = if request.without_examples { prompts::summarize_again(descriptions) } else { prompts::summarize(descriptions) };
+    ask(summarizer, messages, request.attempt, request.sampling).await
+}
+
+async fn ask(summarizer: &Summarizer, messages: Vec<prompts::Message>, attempt: u32, sampling: Option<Sampling>) -> Result<Answer, Fault> {
+    let defaults = Parameters::default();
+    let sampling = sampling.unwrap_or_default();
+    let temperature = sampling.temperature.unwrap_or(defaults.temperature);
+    if !(0.0..=HOTTEST).contains(&temperature) {
+        return Err(Fault::field("sampling.temperature", format!("{temperature}; it is 0 to {HOTTEST}")));
+    }
+    let max_new_tokens = sampling.max_new_tokens.unwrap_or(defaults.answer_max_new_tokens);
+    if !(1..=LONGEST_ANSWER).contains(&max_new_tokens) {
+        return Err(Fault::field("sampling.max_new_tokens", format!("{max_new_tokens}; it is 1 to {LONGEST_ANSWER}")));
+    }
+    let seed = sampling.seed.unwrap_or(defaults.seed);
+    summarizer.ask(Question { messages, seed, attempt, temperature, max_new_tokens }).await
+}
