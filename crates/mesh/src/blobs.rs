@@ -4,19 +4,22 @@ use std::{
     fmt::Write as _,
     io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use bytes::Bytes;
-use dnd_proto::v1::{CheckUploadsRequest, CheckUploadsResponse, MissingBlob, UploadRequest, UploadResponse, upload_service_server};
+use dnd_proto::v1::{CheckUploadsRequest, CheckUploadsResponse, MissingBlob, UploadRequest, UploadResponse, upload_service_client::UploadServiceClient, upload_service_server::{UploadService, UploadServiceServer}};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use tokio::{
     fs::{self, File, OpenOptions},
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _},
+    sync::mpsc,
 };
-use tonic::{Code, Request, Response, Status, Streaming};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
 
-use crate::Fault;
+use crate::{Fault, server::Services};
 
 /// Bytes of one piece of an upload at most.
 pub const PIECE_BYTES: usize = 1 << 20;
@@ -171,12 +174,61 @@ pub fn check_digests(digests: &[String]) -> Result<(), Fault> {
     }
 }
 
-/// UploadService over a store.
+/// Uploads the named blobs that a service lacks; `path` says where each lies here. A broken upload goes on where it stopped when it is called again.
+pub async fn upload(mut service: UploadServiceClient<Channel>, mut digests: Vec<String>, path: impl Fn(&str) -> Option<PathBuf>) -> Result<(), Fault> {
+    digests.sort();
+    digests.dedup();
+    for some in digests.chunks(MAX_DIGESTS) {
+        let missing = service.check_uploads(CheckUploadsRequest { digests: some.to_vec() }).await;
+        let missing = missing.map_err(|status| Fault::relayed(&status))?.into_inner().missing;
+        if missing.is_empty() {
+            continue;
+        }
+        let files = missing.iter().map(|blob| path(&blob.digest).ok_or_else(|| Fault::internal(format!("{} is not here to be uploaded", blob.digest)))).collect::<Result<Vec<_>, _>>()?;
+        let (sender, pieces) = mpsc::channel(4);
+        let send = async move {
+            for (MissingBlob { digest, received }, file) in missing.into_iter().zip(files) {
+                send_file(&sender, digest, received, &file).await?;
+            }
+            Ok(())
+        };
+        let (sent, taken) = tokio::join!(send, service.upload(ReceiverStream::new(pieces)));
+        taken.map_err(|status| Fault::relayed(&status))?;
+        sent.map_err(storage)?;
+    }
+    Ok(())
+}
+
+/// Sends a file piece by piece, from `offset`; ends early if nobody takes the pieces any more.
+async fn send_file(sender: &mpsc::Sender<UploadRequest>, digest: String, mut offset: u64, path: &Path) -> io::Result<()> {
+    let mut file = File::open(path).await?;
+    let size = file.metadata().await?.len();
+    file.seek(io::SeekFrom::Start(offset)).await?;
+    loop {
+        let mut data = vec![0; PIECE_BYTES.min((size - offset.min(size)) as usize)];
+        file.read_exact(&mut data).await?;
+        let sent = data.len() as u64;
+        let piece = UploadRequest { digest: digest.clone(), size, offset, data: data.into() };
+        if sender.send(piece).await.is_err() {
+            return Ok(());
+        }
+        offset += sent;
+        if offset >= size {
+            return Ok(());
+        }
+    }
+}
+
+/// Adds the UploadService of a store.
+pub fn add_to(services: Services, blobs: Arc<Blobs>) -> Services {
+    services.with(UploadServiceServer::new(Uploads(blobs)).max_decoding_message_size(2 * PIECE_BYTES))
+}
+
 #[derive(Debug, Clone)]
-pub struct Uploads(pub std::sync::Arc<Blobs>);
+struct Uploads(Arc<Blobs>);
 
 #[tonic::async_trait]
-impl upload_service_server::UploadService for Uploads {
+impl UploadService for Uploads {
     async fn check_uploads(&self, request: Request<CheckUploadsRequest>) -> Result<Response<CheckUploadsResponse>, Status> {
         let digests = request.into_inner().digests;
         check_digests(&digests)?;

@@ -18,19 +18,23 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Connects to `url`, such as `http://localhost:50051`; an address without a scheme is taken as `http://`.
 pub async fn connect(url: &str) -> Result<Channel, Fault> {
+    let nobody = |error: tonic::transport::Error| Fault::new(Code::Unavailable, "NOBODY_THERE", format!("nobody answers at {url}: {}", innermost(&error)));
+    endpoint(url)?.connect().await.map_err(nobody)
+}
+
+/// A channel to `url` that connects with its first call, and again after a loss.
+pub fn lazy(url: &str) -> Result<Channel, Fault> {
+    endpoint(url).map(|endpoint| endpoint.connect_lazy())
+}
+
+fn endpoint(url: &str) -> Result<Endpoint, Fault> {
     let full = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
     let invalid = |why: String| Fault::new(Code::InvalidArgument, "INVALID_ENDPOINT", format!("{url}: {why}; an endpoint looks like http://localhost:50051"));
     let endpoint = Endpoint::from_shared(full).map_err(|e| invalid(e.to_string()))?;
     if endpoint.uri().host().is_none_or(str::is_empty) {
         return Err(invalid("no host".to_owned()));
     }
-    endpoint
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(Duration::from_secs(30))
-        .connect()
-        .await
-        .map_err(|error| Fault::new(Code::Unavailable, "NOBODY_THERE", format!("nobody answers at {url}: {}", innermost(&error))))
+    Ok(endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).http2_keep_alive_interval(Duration::from_secs(30)))
 }
 
 fn innermost(error: &dyn std::error::Error) -> String {

@@ -1,6 +1,6 @@
 //! Errors as callers see them: a gRPC status with google.rpc details and a stable reason.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use prost::Message as _;
 use tonic::{Code, Status};
@@ -13,7 +13,7 @@ pub const DOMAIN: &str = "dnd.v1";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
     code: Code,
-    reason: &'static str,
+    reason: Cow<'static, str>,
     message: String,
     field: Option<String>,
 }
@@ -21,7 +21,14 @@ pub struct Fault {
 impl Fault {
     /// A fault with a stable, upper-case `reason` and a message that says what was wrong, where, and what would be right.
     pub fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), field: None }
+        Self { code, reason: Cow::Borrowed(reason), message: message.into(), field: None }
+    }
+
+    /// A fault as another service of the mesh gave it, with its code, reason, message and field.
+    pub fn relayed(status: &Status) -> Self {
+        let field = status.get_details_bad_request().and_then(|bad| bad.field_violations.into_iter().next()).map(|violation| violation.field);
+        let reason = reason_of(status).map_or(Cow::Borrowed("UNKNOWN"), Cow::Owned);
+        Self { code: status.code(), reason, message: status.message().to_owned(), field }
     }
 
     /// A field of the request that can't be right; `field` is its path, such as `layers[0].units`.
@@ -42,7 +49,7 @@ impl Fault {
 
     /// The stable reason.
     pub fn reason(&self) -> &str {
-        self.reason
+        &self.reason
     }
 
     /// The fault as the status of one item.

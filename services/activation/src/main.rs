@@ -4,8 +4,14 @@ use std::{path::PathBuf, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
-use dnd_activation::{Activation, Options, service};
-use dnd_mesh::{Slot, args::ServeArgs, blobs::Blobs, server, telemetry};
+use dnd_activation::{Activation, Options};
+use dnd_mesh::{
+    Slot,
+    args::ServeArgs,
+    blobs::{self, Blobs},
+    server::{self, Services},
+    telemetry,
+};
 use dnd_onnx::{Error, runtime::{self, EngineArgs}};
 
 /// Runs the network that is dissected, over gRPC: probing passes, attention crops, activations of given pictures.
@@ -43,6 +49,7 @@ async fn main() -> Result<()> {
             Ok::<_, Error>(())
         }
     };
-    server::serve(&serve, service(slot, blobs), load).await?;
+    let services = blobs::add_to(dnd_activation::add_to(Services::default(), slot), blobs);
+    server::serve(&serve, services, load).await?;
     Ok(())
 }

@@ -5,15 +5,14 @@ mod probe;
 
 use std::sync::Arc;
 
-use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, Slot, blobs::{self, Blobs, Uploads}, items, server::Services};
+use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, Slot, blobs, items, server::Services};
 use dnd_method::parameters::{Summary, TokenSummary};
 use dnd_proto::v1::{
     self as proto, ActivateRequest, ActivateResponse, ActivationServiceGetModelRequest, ActivationServiceGetModelResponse, CropRequest, CropResponse,
-    DescribeTargetRequest, DescribeTargetResponse, PictureActivations, ProbeRequest, ProbeResponse, ReadPicturesRequest, ReadPicturesResponse, activate_request,
+    DescribeTargetRequest, DescribeTargetResponse, LayerUnits, PictureActivations, ProbeRequest, ProbeResponse, ReadPicturesRequest, ReadPicturesResponse, activate_request,
     activate_response,
     activation_service_server::{ActivationService, ActivationServiceServer},
     read_pictures_response,
-    upload_service_server::UploadServiceServer,
 };
 use futures::StreamExt as _;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -23,11 +22,9 @@ use crate::{
     engine::{Cut, LayerInfo, Output, ProbingSet, Reading, Source, blocking, resolve},
 };
 
-/// The gRPC services of an activation engine: its own, and the uploads that it reads.
-pub fn service(activation: Slot<Activation>, blobs: Arc<Blobs>) -> Services {
-    let server = ActivationServiceServer::new(Server(activation)).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let uploads = UploadServiceServer::new(Uploads(blobs)).max_decoding_message_size(2 * blobs::PIECE_BYTES);
-    Services::default().with(server).with(uploads)
+/// Adds the gRPC service of an activation engine. What it reads of uploads needs their service too ([`dnd_mesh::blobs::add_to`]).
+pub fn add_to(services: Services, activation: Slot<Activation>) -> Services {
+    services.with(ActivationServiceServer::new(Server(activation)).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES))
 }
 
 struct Server(Slot<Activation>);
@@ -42,9 +39,15 @@ impl ActivationService for Server {
     }
 
     async fn describe_target(&self, request: Request<DescribeTargetRequest>) -> Result<Response<DescribeTargetResponse>, Status> {
-        let described = self.0.get()?.describe(request.into_inner().target).await?;
-        let layers = described.layers.iter().map(proto::Layer::from).collect();
-        Ok(Response::new(DescribeTargetResponse { digest: described.digest.clone(), preprocessing: Some(described.preprocessing.clone()), layers }))
+        let DescribeTargetRequest { target, asked } = request.into_inner();
+        let described = self.0.get()?.describe(target).await?;
+        let found = if asked.is_empty() { Vec::new() } else { resolve(&described.network, &described.layers, &asked)? };
+        Ok(Response::new(DescribeTargetResponse {
+            digest: described.digest.clone(),
+            preprocessing: Some(described.preprocessing.clone()),
+            layers: described.layers.iter().map(proto::Layer::from).collect(),
+            found: found.into_iter().map(|(layer, units)| LayerUnits { layer: layer.name, units }).collect(),
+        }))
     }
 
     type ProbeStream = items::Responses<ProbeResponse>;

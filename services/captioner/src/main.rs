@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Parser;
-use dnd_captioner::{Captioner, service};
-use dnd_mesh::{Slot, args::ServeArgs, server, telemetry};
+use dnd_captioner::Captioner;
+use dnd_mesh::{Slot, args::ServeArgs, server::{self, Services}, telemetry};
 use dnd_onnx::runtime::EngineArgs;
 
 /// Captions pictures over gRPC with a BLIP model in ONNX.
@@ -30,6 +30,6 @@ async fn main() -> Result<()> {
         let slot = slot.clone();
         move || Captioner::load(&model, &engine).map(|loaded| slot.fill(loaded))
     };
-    server::serve(&serve, service(slot), load).await?;
+    server::serve(&serve, dnd_captioner::add_to(Services::default(), slot), load).await?;
     Ok(())
 }

@@ -14,10 +14,10 @@ const MAX_NEW_TOKENS: u32 = 32;
 const MIN_LENGTH: u32 = 5;
 const LONGEST: u32 = 512;
 
-/// The gRPC service of a captioner.
-pub fn service(captioner: Slot<Captioner>) -> Services {
+/// Adds the gRPC service of a captioner.
+pub fn add_to(services: Services, captioner: Slot<Captioner>) -> Services {
     let server = CaptionServiceServer::new(Server(captioner)).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
-    Services::default().with(server)
+    services.with(server)
 }
 
 struct Server(Slot<Captioner>);

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Parser;
-use dnd_clip::{Clip, service};
-use dnd_mesh::{Slot, args::ServeArgs, server, telemetry};
+use dnd_clip::Clip;
+use dnd_mesh::{Slot, args::ServeArgs, server::{self, Services}, telemetry};
 use dnd_onnx::runtime::EngineArgs;
 
 /// Embeds pictures and texts over gRPC with a CLIP model in ONNX.
@@ -30,6 +30,6 @@ async fn main() -> Result<()> {
         let slot = slot.clone();
         move || Clip::load(&model, &engine).map(|loaded| slot.fill(loaded))
     };
-    server::serve(&serve, service(slot), load).await?;
+    server::serve(&serve, dnd_clip::add_to(Services::default(), slot), load).await?;
     Ok(())
 }

@@ -10,10 +10,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::Clip;
 
-/// The gRPC service of a CLIP model.
-pub fn service(clip: Slot<Clip>) -> Services {
+/// Adds the gRPC service of a CLIP model.
+pub fn add_to(services: Services, clip: Slot<Clip>) -> Services {
     let server = EmbeddingServiceServer::new(Server(clip)).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
-    Services::default().with(server)
+    services.with(server)
 }
 
 struct Server(Slot<Clip>);

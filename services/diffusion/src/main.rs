@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Parser;
-use dnd_diffusion::{Diffusion, service};
-use dnd_mesh::{Slot, args::ServeArgs, server, telemetry};
+use dnd_diffusion::Diffusion;
+use dnd_mesh::{Slot, args::ServeArgs, server::{self, Services}, telemetry};
 use dnd_onnx::runtime::EngineArgs;
 
 /// Draws pictures of concepts over gRPC with a Stable Diffusion model in ONNX.
@@ -30,6 +30,6 @@ async fn main() -> Result<()> {
         let slot = slot.clone();
         move || Diffusion::load(&model, &engine).map(|loaded| slot.fill(loaded))
     };
-    server::serve(&serve, service(slot), load).await?;
+    server::serve(&serve, dnd_diffusion::add_to(Services::default(), slot), load).await?;
     Ok(())
 }

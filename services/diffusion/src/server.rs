@@ -14,10 +14,10 @@ use crate::{Diffusion, Drawing, Request};
 const MOST_STEPS: u32 = 1000;
 const STRONGEST_GUIDANCE: f32 = 100.0;
 
-/// The gRPC service of a diffusion model.
-pub fn service(diffusion: Slot<Diffusion>) -> Services {
+/// Adds the gRPC service of a diffusion model.
+pub fn add_to(services: Services, diffusion: Slot<Diffusion>) -> Services {
     let server = DiffusionServiceServer::new(Server(diffusion)).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
-    Services::default().with(server)
+    services.with(server)
 }
 
 struct Server(Slot<Diffusion>);

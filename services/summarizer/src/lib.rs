@@ -1,10 +1,10 @@
 //! Finds what captions share (paper 3.2, step 2B).
 //!
-//! A causal language model answers the two prompts of A.1.2. [`Summarizer`] is the model, [`service`] its gRPC face.
+//! A causal language model answers the two prompts of A.1.2. [`Summarizer`] is the model, [`add_to`] its gRPC face.
 
 mod chat;
 mod engine;
 mod server;
 
 pub use engine::{Question, Summarizer};
-pub use server::service;
+pub use server::add_to;

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Parser;
-use dnd_summarizer::{Summarizer, service};
-use dnd_mesh::{Slot, args::ServeArgs, server, telemetry};
+use dnd_summarizer::Summarizer;
+use dnd_mesh::{Slot, args::ServeArgs, server::{self, Services}, telemetry};
 use dnd_onnx::runtime::EngineArgs;
 
 /// Simplifies captions and finds what they share, over gRPC, with a causal language model in ONNX.
@@ -30,6 +30,6 @@ async fn main() -> Result<()> {
         let slot = slot.clone();
         move || Summarizer::load(&model, &engine).map(|loaded| slot.fill(loaded))
     };
-    server::serve(&serve, service(slot), load).await?;
+    server::serve(&serve, dnd_summarizer::add_to(Services::default(), slot), load).await?;
     Ok(())
 }

@@ -15,10 +15,10 @@ const LONGEST_ANSWER: u32 = 512;
 const HOTTEST: f32 = 10.0;
 const MOST_DESCRIPTIONS: usize = 1000;
 
-/// The gRPC service of a language model.
-pub fn service(summarizer: Slot<Summarizer>) -> Services {
+/// Adds the gRPC service of a language model.
+pub fn add_to(services: Services, summarizer: Slot<Summarizer>) -> Services {
     let server = SummaryServiceServer::new(Server(summarizer)).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
-    Services::default().with(server)
+    services.with(server)
 }
 
 struct Server(Slot<Summarizer>);

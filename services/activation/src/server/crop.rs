@@ -10,8 +10,11 @@ use dnd_method::{
     parameters::Parameters,
     resize::Map,
 };
-use dnd_onnx::pictures::{self, encode_png};
-use dnd_proto::v1::{self as proto, CropRequest, CropResponse, LayerUnits, TopPicture, crop_response};
+use dnd_onnx::{
+    Error,
+    pictures::{self, encode_png},
+};
+use dnd_proto::v1::{self as proto, CropRequest, CropResponse, TopPicture, crop_response};
 use futures::{StreamExt as _, stream};
 use image::RgbImage;
 
@@ -31,10 +34,15 @@ pub(super) async fn crop(activation: Arc<Activation>, request: CropRequest) -> R
         return Err(Fault::field("pictures", format!("{} pictures; at most {MOST_PICTURES} can be cropped in a call", request.pictures.len())));
     }
     let reading = reading(request.summary(), request.token_summary());
-    let layers = [LayerUnits { layer: request.layer, units: vec![request.unit] }];
-    let (cut, _) = prepare(&activation, request.target, &layers, reading).await?;
+    let (cut, _) = prepare(&activation, request.target, &request.layers, reading).await?;
+    let asked = request.layers.iter().position(|layer| layer.layer == request.layer);
+    let layer = asked.ok_or_else(|| Fault::field("layer", format!("{:?} is not among the layers of the request", request.layer)))?;
+    let units = cut.layers.get(layer).map_or(0, |layer| layer.units);
+    if request.unit >= units {
+        return Err(Error::UnitOutOfRange { layer: request.layer, unit: request.unit, units }.into());
+    }
     let set = activation.set(request.probing_set).await?;
-    let cropper = Arc::new(Cropper { limits: activation.picture_limits(), cut, set, unit: request.unit, parameters });
+    let cropper = Arc::new(Cropper { limits: activation.picture_limits(), cut, set, layer, unit: request.unit as usize, parameters });
     let answers = stream::iter((0..).zip(request.pictures))
         .map(move |(place, picture)| {
             let cropper = Arc::clone(&cropper);
@@ -65,7 +73,9 @@ struct Cropper {
     limits: pictures::PictureLimits,
     cut: Arc<Cut>,
     set: Arc<ProbingSet>,
-    unit: u32,
+    /// Its place among the cut's.
+    layer: usize,
+    unit: usize,
     parameters: Parameters,
 }
 
@@ -96,7 +106,7 @@ impl Cropper {
         let mut crops = Vec::with_capacity(cuttings.len());
         for (index, cutting) in (0..).zip(cuttings) {
             let layers = self.cut.run(Source::Decoded(cutting.pixels), Output::Activations).await?;
-            let activation = layers.first().and_then(|layer| layer.get(self.unit as usize)).copied().unwrap_or(f32::NAN);
+            let activation = layers.get(self.layer).and_then(|layer| layer.get(self.unit)).copied().unwrap_or(f32::NAN);
             let BoundingBox { left, top, right, bottom } = cutting.area;
             crops.push(proto::AttentionCrop {
                 digest: blobs::digest(&cutting.png),

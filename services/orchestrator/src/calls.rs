@@ -1,0 +1,509 @@
+//! What the steps ask of the models. Every pure call is made once a job, whichever units need it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dnd_mesh::{blobs::Blobs, fault};
+use dnd_method::{embedding::Embedding, parameters::Parameters};
+use dnd_proto::v1::{
+    self as proto, ActivatePicture, ActivateRequest, ActivateSetup, Answer, CaptionRequest, CropRequest, EmbedImagesRequest, EmbedTextsRequest, GenerateRequest, LayerUnits,
+    ProbingSet, ReadPicturesRequest, Sampling, SimplifyRequest, Stage, SummarizeRequest, Target, TopPicture, activate_request, activate_response, caption_response,
+    crop_response, embed_images_response, embed_texts_response, generate_response, read_pictures_response, simplify_response, summarize_response,
+};
+use futures::{StreamExt as _, stream};
+use tokio::time::{Duration, sleep};
+use tonic::{Code, Response, Status, Streaming};
+
+use crate::{memo::{Found, Memo}, models::Models, parameters, progress::Progress, steps::Failure};
+
+/// Items of one stream at most, so that load can move between replicas.
+const ITEMS: usize = 64;
+/// How often a call whose service is away is tried again, and how long after the first time; twice as long after each further one.
+const RETRIES: u32 = 4;
+const RETRY_AFTER: Duration = Duration::from_millis(250);
+
+/// The calls of one job.
+pub(crate) struct Calls {
+    models: Models,
+    blobs: Arc<Blobs>,
+    progress: Arc<Progress>,
+    parameters: Parameters,
+    target: Target,
+    probing_set: ProbingSet,
+    layers: Vec<LayerUnits>,
+    originals: Memo<u64, String>,
+    captions: Memo<String, String>,
+    simplified: Memo<String, String>,
+    drawings: Memo<(String, u32), Drawing>,
+    activations: Memo<String, Arc<[f32]>>,
+    images: Memo<String, Arc<Embedding>>,
+    texts: Memo<String, Arc<Embedding>>,
+}
+
+/// A drawn picture: its digest, or why it can't be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Drawing {
+    Picture(String),
+    Unusable(String),
+}
+
+/// An attention crop, kept.
+#[derive(Debug, Clone)]
+pub(crate) struct Crop {
+    /// Which of the pictures it is of.
+    pub(crate) picture: usize,
+    pub(crate) crop: proto::AttentionCrop,
+}
+
+type Results<V> = Vec<Result<V, Failure>>;
+
+impl Calls {
+    pub(crate) fn new(models: Models, blobs: Arc<Blobs>, progress: Arc<Progress>, parameters: Parameters, target: Target, probing_set: ProbingSet, layers: Vec<LayerUnits>) -> Self {
+        Self {
+            models,
+            blobs,
+            progress,
+            parameters,
+            target,
+            probing_set,
+            layers,
+            originals: Memo::default(),
+            captions: Memo::default(),
+            simplified: Memo::default(),
+            drawings: Memo::default(),
+            activations: Memo::default(),
+            images: Memo::default(),
+            texts: Memo::default(),
+        }
+    }
+
+    pub(crate) fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// Keeps a picture that was made here.
+    pub(crate) async fn keep(&self, picture: &[u8]) -> Result<String, Failure> {
+        self.blobs.put(picture).await.map_err(|e| Failure::new("storage", e.to_string()))
+    }
+
+    async fn picture(&self, digest: &str) -> Result<Bytes, Failure> {
+        let missing = || Failure::new("storage", format!("the picture {digest} is not there any more"));
+        self.blobs.get(digest).await.map_err(|e| Failure::new("storage", e.to_string()))?.ok_or_else(missing)
+    }
+
+    fn note<V>(&self, stage: Stage, found: Found<V>) -> Results<V> {
+        self.progress.calls(stage, found.made, found.reused);
+        found.values
+    }
+
+    /// Reads whole pictures of the probing set and keeps them; gives their digests.
+    pub(crate) async fn originals(&self, pictures: &[TopPicture]) -> Results<String> {
+        let keys: Vec<u64> = pictures.iter().map(|picture| picture.index).collect();
+        let make = |wanted: Vec<u64>| async move {
+            let asked: Vec<TopPicture> = wanted
+                .iter()
+                .filter_map(|index| pictures.iter().find(|picture| picture.index == *index))
+                .map(|picture| TopPicture { map: None, ..picture.clone() })
+                .collect();
+            let request = ReadPicturesRequest { probing_set: Some(self.probing_set.clone()), pictures: asked };
+            let read = self.listed(wanted.len(), || {
+                let (mut client, request) = (self.models.activation.clone(), request.clone());
+                async move { client.read_pictures(request).await }
+            });
+            let read = read.await;
+            let mut results: Results<String> = wanted.iter().map(|_| Err(Failure::new("internal", "the picture was not read"))).collect();
+            match read {
+                Ok(answers) => {
+                    for answer in answers {
+                        let result = match answer.result {
+                            Some(read_pictures_response::Result::Data(data)) => self.keep(&data).await,
+                            Some(read_pictures_response::Result::Status(status)) => Err(Failure::item(&status)),
+                            None => Err(Failure::empty()),
+                        };
+                        if let Some(place) = results.get_mut(answer.picture as usize) {
+                            *place = result;
+                        }
+                    }
+                }
+                Err(failure) => results.fill(Err(failure)),
+            }
+            results
+        };
+        self.originals.get(&keys, make).await.values
+    }
+
+    /// The attention crops of a unit, kept, in the order of its pictures; beside them the pictures that could not be cropped, and why.
+    pub(crate) async fn crops(&self, layer: &str, unit: u32, pictures: &[TopPicture]) -> Result<(Vec<Crop>, Vec<(usize, Failure)>), Failure> {
+        let Parameters { crops_per_image, crop_iou, canvas_iou, canvas_side, .. } = self.parameters;
+        if crops_per_image == 0 || pictures.iter().all(|picture| picture.map.is_none()) {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        let request = CropRequest {
+            target: Some(self.target.clone()),
+            probing_set: Some(self.probing_set.clone()),
+            layers: self.layers.clone(),
+            layer: layer.to_owned(),
+            unit,
+            summary: parameters::summary(&self.parameters).into(),
+            token_summary: parameters::token_summary(&self.parameters).into(),
+            pictures: pictures.to_vec(),
+            crops_per_image: Some(crops_per_image),
+            crop_iou: Some(crop_iou),
+            canvas_iou: Some(canvas_iou),
+            canvas_side: Some(canvas_side),
+        };
+        let answers = self.listed(pictures.len(), || {
+            let (mut client, request) = (self.models.activation.clone(), request.clone());
+            async move { client.crop(request).await }
+        });
+        let (mut crops, mut failures) = (Vec::new(), Vec::new());
+        for answer in answers.await? {
+            let picture = answer.picture as usize;
+            match answer.result {
+                Some(crop_response::Result::Crop(crop)) => {
+                    self.keep(&crop.picture).await?;
+                    crops.push(Crop { picture, crop: proto::AttentionCrop { picture: Bytes::new(), ..crop } });
+                }
+                Some(crop_response::Result::Status(status)) => failures.push((picture, Failure::item(&status))),
+                None => failures.push((picture, Failure::empty())),
+            }
+        }
+        crops.sort_by_key(|crop| (crop.picture, crop.crop.index));
+        self.progress.calls(Stage::Crop, crops.len() as u64, 0);
+        Ok((crops, failures))
+    }
+
+    /// Captions of kept pictures.
+    pub(crate) async fn captions(&self, digests: &[String]) -> Results<String> {
+        let make = |wanted: Vec<String>| async move {
+            let pictures = self.pictures(&wanted).await;
+            let request = |item_id: u64, picture: &Bytes| CaptionRequest {
+                item_id,
+                picture: picture.clone(),
+                max_new_tokens: Some(self.parameters.caption_max_new_tokens),
+                min_length: Some(self.parameters.caption_min_length),
+            };
+            let call = |requests| {
+                let mut client = self.models.captioner.clone();
+                async move { client.caption(requests).await }
+            };
+            let read = |answer: proto::CaptionResponse| {
+                let result = match answer.result {
+                    Some(caption_response::Result::Caption(caption)) => Ok(caption.text),
+                    Some(caption_response::Result::Status(status)) => Err(Failure::item(&status)),
+                    None => Err(Failure::empty()),
+                };
+                (answer.item_id, result)
+            };
+            each(&pictures, request, call, read).await
+        };
+        let found = self.captions.get(digests, make).await;
+        self.note(Stage::Caption, found)
+    }
+
+    fn sampling(&self) -> Sampling {
+        let Parameters { seed, temperature, answer_max_new_tokens, .. } = self.parameters;
+        Sampling { seed: Some(seed), temperature: Some(temperature), max_new_tokens: Some(answer_max_new_tokens) }
+    }
+
+    /// Captions simplified by prompt 1.
+    pub(crate) async fn simplified(&self, captions: &[String]) -> Results<String> {
+        let make = |wanted: Vec<String>| async move {
+            let request = |item_id: u64, caption: &String| SimplifyRequest { item_id, caption: caption.clone(), sampling: Some(self.sampling()) };
+            let call = |requests| {
+                let mut client = self.models.summarizer.clone();
+                async move { client.simplify(requests).await }
+            };
+            let read = |answer: proto::SimplifyResponse| {
+                let result = match answer.result {
+                    Some(simplify_response::Result::Answer(Answer { text, .. })) => Ok(text),
+                    Some(simplify_response::Result::Status(status)) => Err(Failure::item(&status)),
+                    None => Err(Failure::empty()),
+                };
+                (answer.item_id, result)
+            };
+            each(&wanted.into_iter().map(Ok).collect::<Vec<_>>(), request, call, read).await
+        };
+        let found = self.simplified.get(captions, make).await;
+        self.note(Stage::Summarize, found)
+    }
+
+    /// Summaries by prompt 2 of lists of descriptions, each with the number of its attempt; not kept, since no two units ask alike.
+    pub(crate) async fn summaries(&self, asked: Vec<(u32, Vec<String>)>, without_examples: bool) -> Results<String> {
+        let request = |item_id: u64, (attempt, descriptions): &(u32, Vec<String>)| SummarizeRequest {
+            item_id,
+            descriptions: descriptions.clone(),
+            attempt: *attempt,
+            without_examples,
+            sampling: Some(self.sampling()),
+        };
+        let call = |requests| {
+            let mut client = self.models.summarizer.clone();
+            async move { client.summarize(requests).await }
+        };
+        let read = |answer: proto::SummarizeResponse| {
+            let result = match answer.result {
+                Some(summarize_response::Result::Answer(Answer { text, .. })) => Ok(text),
+                Some(summarize_response::Result::Status(status)) => Err(Failure::item(&status)),
+                None => Err(Failure::empty()),
+            };
+            (answer.item_id, result)
+        };
+        self.progress.calls(Stage::Summarize, asked.len() as u64, 0);
+        each(&asked.into_iter().map(Ok).collect::<Vec<_>>(), request, call, read).await
+    }
+
+    /// Pictures drawn of concepts: picture `index` of each, kept.
+    pub(crate) async fn drawings(&self, wanted: &[(String, u32)]) -> Results<Drawing> {
+        let make = |wanted: Vec<(String, u32)>| async move {
+            let request = |item_id: u64, (concept, index): &(String, u32)| GenerateRequest {
+                item_id,
+                concept: concept.clone(),
+                index: *index,
+                seed: Some(self.parameters.seed),
+                num_inference_steps: Some(self.parameters.num_inference_steps),
+                guidance_scale: Some(self.parameters.guidance_scale),
+            };
+            let call = |requests| {
+                let mut client = self.models.diffusion.clone();
+                async move { client.generate(requests).await }
+            };
+            let read = |answer: proto::GenerateResponse| {
+                let result = match answer.result {
+                    Some(generate_response::Result::Picture(picture)) => Ok(Ok(picture)),
+                    Some(generate_response::Result::Unusable(reason)) => Ok(Err(reason)),
+                    Some(generate_response::Result::Status(status)) => Err(Failure::item(&status)),
+                    None => Err(Failure::empty()),
+                };
+                (answer.item_id, result)
+            };
+            let drawn = each(&wanted.into_iter().map(Ok).collect::<Vec<_>>(), request, call, read).await;
+            let mut kept = Vec::with_capacity(drawn.len());
+            for drawn in drawn {
+                kept.push(match drawn {
+                    Ok(Ok(picture)) => self.keep(&picture).await.map(Drawing::Picture),
+                    Ok(Err(reason)) => Ok(Drawing::Unusable(reason)),
+                    Err(failure) => Err(failure),
+                });
+            }
+            kept
+        };
+        let found = self.drawings.get(wanted, make).await;
+        self.note(Stage::Generate, found)
+    }
+
+    /// A unit's activations on kept pictures. Each picture is run once for all the units of the job.
+    pub(crate) async fn activations(&self, layer: &str, unit: u32, digests: &[String]) -> Results<f32> {
+        let place = self.place(layer, unit);
+        let make = |wanted: Vec<String>| async move {
+            let pictures = self.pictures(&wanted).await;
+            let request = |item_id: u64, picture: &Bytes| {
+                let picture = ActivatePicture { item_id, picture: picture.clone() };
+                ActivateRequest { message: Some(activate_request::Message::Picture(picture)) }
+            };
+            let setup = ActivateSetup {
+                target: Some(self.target.clone()),
+                layers: self.layers.clone(),
+                summary: parameters::summary(&self.parameters).into(),
+                token_summary: parameters::token_summary(&self.parameters).into(),
+            };
+            let call = |requests: stream::Iter<std::vec::IntoIter<ActivateRequest>>| {
+                let mut client = self.models.activation.clone();
+                let setup = ActivateRequest { message: Some(activate_request::Message::Setup(setup.clone())) };
+                async move { client.activate(stream::iter([setup]).chain(requests)).await }
+            };
+            let read = |answer: proto::ActivateResponse| {
+                let result = match answer.result {
+                    Some(activate_response::Result::Activations(activations)) => Ok(Arc::from(activations.values)),
+                    Some(activate_response::Result::Status(status)) => Err(Failure::item(&status)),
+                    None => Err(Failure::empty()),
+                };
+                (answer.item_id, result)
+            };
+            each(&pictures, request, call, read).await
+        };
+        let found = self.activations.get(digests, make).await;
+        let all = self.note(Stage::Score, found);
+        let own = |all: Arc<[f32]>| place.and_then(|place| all.get(place).copied()).unwrap_or(f32::NAN);
+        all.into_iter().map(|all| all.map(own)).collect()
+    }
+
+    /// Where a unit's activation stands among those of all the job's units.
+    fn place(&self, layer: &str, unit: u32) -> Option<usize> {
+        let mut before = 0;
+        for units in &self.layers {
+            if units.layer == layer {
+                return units.units.iter().position(|u| *u == unit).map(|place| before + place);
+            }
+            before += units.units.len();
+        }
+        None
+    }
+
+    /// CLIP's embeddings of kept pictures.
+    pub(crate) async fn image_embeddings(&self, digests: &[String]) -> Results<Arc<Embedding>> {
+        let make = |wanted: Vec<String>| async move {
+            let pictures = self.pictures(&wanted).await;
+            let request = |item_id: u64, picture: &Bytes| EmbedImagesRequest { item_id, picture: picture.clone() };
+            let call = |requests| {
+                let mut client = self.models.clip.clone();
+                async move { client.embed_images(requests).await }
+            };
+            let read = |answer: proto::EmbedImagesResponse| {
+                let result = match answer.result {
+                    Some(embed_images_response::Result::Embedding(embedding)) => embedding_of(&embedding),
+                    Some(embed_images_response::Result::Status(status)) => Err(Failure::item(&status)),
+                    None => Err(Failure::empty()),
+                };
+                (answer.item_id, result)
+            };
+            each(&pictures, request, call, read).await
+        };
+        let found = self.images.get(digests, make).await;
+        self.note(Stage::Score, found)
+    }
+
+    /// CLIP's embeddings of texts.
+    pub(crate) async fn text_embeddings(&self, texts: &[String]) -> Results<Arc<Embedding>> {
+        let make = |wanted: Vec<String>| async move {
+            let request = |item_id: u64, text: &String| EmbedTextsRequest { item_id, text: text.clone() };
+            let call = |requests| {
+                let mut client = self.models.clip.clone();
+                async move { client.embed_texts(requests).await }
+            };
+            let read = |answer: proto::EmbedTextsResponse| {
+                let result = match answer.result {
+                    Some(embed_texts_response::Result::Embedding(embedding)) => embedding_of(&embedding),
+                    Some(embed_texts_response::Result::Status(status)) => Err(Failure::item(&status)),
+                    None => Err(Failure::empty()),
+                };
+                (answer.item_id, result)
+            };
+            each(&wanted.into_iter().map(Ok).collect::<Vec<_>>(), request, call, read).await
+        };
+        let found = self.texts.get(texts, make).await;
+        self.note(Stage::Score, found)
+    }
+
+    async fn pictures(&self, digests: &[String]) -> Results<Bytes> {
+        let mut pictures = Vec::with_capacity(digests.len());
+        for digest in digests {
+            pictures.push(self.picture(digest).await);
+        }
+        pictures
+    }
+
+    /// All messages of a call that streams answers to one request.
+    async fn listed<A, F>(&self, expected: usize, call: impl Fn() -> F) -> Result<Vec<A>, Failure>
+    where
+        F: Future<Output = Result<Response<Streaming<A>>, Status>>,
+    {
+        let mut patience = Patience::default();
+        loop {
+            let attempt = async {
+                let mut messages = call().await?.into_inner();
+                let mut answers = Vec::with_capacity(expected);
+                while let Some(answer) = messages.message().await? {
+                    answers.push(answer);
+                }
+                Ok::<_, Status>(answers)
+            };
+            match attempt.await {
+                Ok(answers) => return Ok(answers),
+                Err(status) if patience.wait_after(&status).await => {}
+                Err(status) => return Err(Failure::status(&status)),
+            }
+        }
+    }
+}
+
+fn embedding_of(embedding: &proto::Embedding) -> Result<Arc<Embedding>, Failure> {
+    Embedding::new(&embedding.values).map(Arc::new).map_err(|e| Failure::new("embedding", e.to_string()))
+}
+
+/// How long a call waits for a service that is away. All calls of models are pure: nothing that is tried again is done twice.
+struct Patience {
+    tries: u32,
+    after: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { tries: RETRIES, after: RETRY_AFTER }
+    }
+}
+
+impl Patience {
+    /// Waits if the failed call is worth another try, and gives whether it is.
+    async fn wait_after(&mut self, status: &Status) -> bool {
+        if self.tries == 0 || !matches!(status.code(), Code::Unavailable | Code::ResourceExhausted) {
+            return false;
+        }
+        tracing::warn!(%status, "a model service is away; trying again in {:?}", self.after);
+        sleep(self.after).await;
+        self.tries -= 1;
+        self.after *= 2;
+        true
+    }
+}
+
+/// Sends items over streams of a few, and gives each one's result in its place. Items that are failures already are not sent; items that
+/// a broken stream left open are sent again.
+async fn each<I, Q, A, V, F>(
+    items: &[Result<I, Failure>],
+    request: impl Fn(u64, &I) -> Q,
+    call: impl Fn(stream::Iter<std::vec::IntoIter<Q>>) -> F,
+    read: impl Fn(A) -> (u64, Result<V, Failure>),
+) -> Results<V>
+where
+    F: Future<Output = Result<Response<Streaming<A>>, Status>>,
+{
+    let mut results: Vec<Option<Result<V, Failure>>> = items.iter().map(|item| item.as_ref().err().map(|failure| Err(failure.clone()))).collect();
+    let ids: Vec<usize> = (0..items.len()).filter(|id| items.get(*id).is_some_and(Result::is_ok)).collect();
+    for ids in ids.chunks(ITEMS) {
+        let mut patience = Patience::default();
+        loop {
+            let open = |id: &&usize| results.get(**id).is_some_and(Option::is_none);
+            let requests: Vec<Q> = ids.iter().filter(open).filter_map(|id| items.get(*id)?.as_ref().ok().map(|item| request(*id as u64, item))).collect();
+            let exchange = async {
+                let mut answers = call(stream::iter(requests)).await?.into_inner();
+                while let Some(answer) = answers.message().await? {
+                    let (id, result) = read(answer);
+                    if let Some(place) = results.get_mut(id as usize) {
+                        *place = Some(result);
+                    }
+                }
+                Ok::<_, Status>(())
+            };
+            let Err(status) = exchange.await else { break };
+            if !patience.wait_after(&status).await {
+                let failure = Failure::status(&status);
+                for id in ids {
+                    if let Some(place) = results.get_mut(*id).filter(|place| place.is_none()) {
+                        *place = Some(Err(failure.clone()));
+                    }
+                }
+                break;
+            }
+        }
+    }
+    results.into_iter().map(|result| result.unwrap_or_else(|| Err(Failure::empty()))).collect()
+}
+
+impl Failure {
+    /// Of a whole call.
+    pub(crate) fn status(status: &Status) -> Self {
+        let reason = fault::reason_of(status).unwrap_or_else(|| format!("{:?}", status.code()));
+        Self::new(&reason.to_lowercase(), status.message())
+    }
+
+    /// Of one item of a stream.
+    fn item(status: &tonic_types::Status) -> Self {
+        Self::status(&fault::item_status(status))
+    }
+
+    /// Of an answer that holds nothing.
+    fn empty() -> Self {
+        Self::new("internal", "a model service did not answer this item")
+    }
+}

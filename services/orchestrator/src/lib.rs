@@ -1,0 +1,16 @@
+//! Sequences the three steps of Describe-and-Dissect over the model services.
+//!
+//! [`steps`] reads as the paper's section 3: a unit goes in, its label and all the evidence for it come out. What the steps ask of the models
+//! goes through `calls`, where each pure call is made once a job; `jobs` keeps what happens in a job, for whoever watches it.
+
+mod calls;
+mod jobs;
+mod memo;
+mod models;
+mod parameters;
+mod progress;
+mod server;
+mod steps;
+
+pub use models::{Endpoints, Models};
+pub use server::{Options, add_to};

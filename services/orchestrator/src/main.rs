@@ -1,0 +1,43 @@
+//! `dnd-orchestrator`: sequences the three steps over the model services, over gRPC.
+
+use std::{convert::Infallible, path::PathBuf, sync::Arc};
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+use dnd_mesh::{
+    args::ServeArgs,
+    blobs::{self, Blobs},
+    server::{self, Services},
+    telemetry,
+};
+use dnd_orchestrator::{Endpoints, Models, Options};
+
+/// Labels units of vision networks in words, over gRPC, with the model services that it is told of.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    #[command(flatten)]
+    endpoints: Endpoints,
+    /// Folder that uploads and pictures are kept in; by default one of its own that goes with the process
+    #[arg(long, env = "DND_DATA")]
+    data: Option<PathBuf>,
+    #[command(flatten)]
+    options: Options,
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let Args { endpoints, data, options, serve } = Args::parse();
+    telemetry::init(&serve.log);
+    let blobs = match &data {
+        Some(folder) => Blobs::open(folder).with_context(|| format!("can't keep pictures in {}", folder.display()))?,
+        None => Blobs::temporary().context("can't make a folder for pictures")?,
+    };
+    let blobs = Arc::new(blobs);
+    let services = blobs::add_to(Services::default(), Arc::clone(&blobs));
+    let services = dnd_orchestrator::add_to(services, Models::at(&endpoints)?, blobs, options);
+    server::serve(&serve, services, || Ok::<_, Infallible>(())).await?;
+    Ok(())
+}

@@ -1,0 +1,143 @@
+//! Results of pure calls, each made once: whoever asks for what another is making waits for it.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::watch;
+
+use crate::steps::Failure;
+
+/// Values by what they were made of.
+#[derive(Debug)]
+pub(crate) struct Memo<K, V> {
+    /// Empty until it is made; the sender is with who makes it, and gone if that failed.
+    cells: Mutex<HashMap<K, watch::Receiver<Option<V>>>>,
+}
+
+impl<K, V> Default for Memo<K, V> {
+    fn default() -> Self {
+        Self { cells: Mutex::default() }
+    }
+}
+
+/// What was asked for, and how it came about.
+#[derive(Debug)]
+pub(crate) struct Found<V> {
+    /// One a key, in their order.
+    pub(crate) values: Vec<Result<V, Failure>>,
+    /// Keys whose values were made for this call.
+    pub(crate) made: u64,
+    /// Keys whose values were there, or were being made.
+    pub(crate) reused: u64,
+}
+
+impl<K: Hash + Eq + Clone, V: Clone> Memo<K, V> {
+    /// The values of the keys. `make` gets those (each once) that nobody has made or is making, and gives a result for each, in their order.
+    /// Failures are not kept: the next who asks tries again.
+    pub(crate) async fn get<F>(&self, keys: &[K], make: impl Fn(Vec<K>) -> F) -> Found<V>
+    where
+        F: Future<Output = Vec<Result<V, Failure>>>,
+    {
+        let mut found: HashMap<K, Result<V, Failure>> = HashMap::new();
+        let mut made = 0;
+        while found.len() < keys.len() {
+            let Claimed { mine, theirs } = self.claim(keys, &found);
+            if mine.is_empty() && theirs.is_empty() {
+                break;
+            }
+            let (claimed, senders): (Vec<K>, Vec<_>) = mine.into_iter().unzip();
+            if !claimed.is_empty() {
+                made += claimed.len() as u64;
+                // If this future is dropped here, so are the senders, and those who wait claim the keys.
+                let results = make(claimed.clone()).await;
+                for ((key, sender), result) in claimed.into_iter().zip(senders).zip(results) {
+                    match &result {
+                        Ok(value) => drop(sender.send(Some(value.clone()))),
+                        Err(_) => drop(self.lock().remove(&key)),
+                    }
+                    found.insert(key, result);
+                }
+            }
+            for (key, mut cell) in theirs {
+                if let Ok(value) = cell.wait_for(Option::is_some).await
+                    && let Some(value) = value.clone()
+                {
+                    found.insert(key, Ok(value));
+                }
+            }
+        }
+        let missing = || Err(Failure::new("internal", "a model service gave fewer results than it was asked for"));
+        let values = keys.iter().map(|key| found.get(key).cloned().unwrap_or_else(missing)).collect();
+        Found { values, made, reused: (keys.len() as u64).saturating_sub(made) }
+    }
+
+    fn claim(&self, keys: &[K], found: &HashMap<K, Result<V, Failure>>) -> Claimed<K, V> {
+        let mut claimed = Claimed { mine: Vec::new(), theirs: Vec::new() };
+        let mut cells = self.lock();
+        for key in keys.iter().filter(|key| !found.contains_key(*key)) {
+            match cells.get(key) {
+                // A cell whose maker went away without a value is free again.
+                Some(cell) if cell.borrow().is_some() || cell.has_changed().is_ok() => {
+                    if !claimed.mine.iter().any(|(mine, _)| mine == key) {
+                        claimed.theirs.push((key.clone(), cell.clone()));
+                    }
+                }
+                _ => {
+                    let (sender, cell) = watch::channel(None);
+                    cells.insert(key.clone(), cell);
+                    claimed.mine.push((key.clone(), sender));
+                }
+            }
+        }
+        claimed
+    }
+
+    /// The map is changed in single steps under the lock, so it is whole even after a panic.
+    fn lock(&self) -> MutexGuard<'_, HashMap<K, watch::Receiver<Option<V>>>> {
+        self.cells.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keys to make, with who waits for them, and keys that others make or made.
+struct Claimed<K, V> {
+    mine: Vec<(K, watch::Sender<Option<V>>)>,
+    theirs: Vec<(K, watch::Receiver<Option<V>>)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn each_key_is_made_once_and_repeated_keys_share_their_value() {
+        let memo: Memo<u32, u32> = Memo::default();
+        let calls = AtomicU32::new(0);
+        let make = |keys: Vec<u32>| {
+            calls.fetch_add(keys.len() as u32, Ordering::Relaxed);
+            async move { keys.into_iter().map(|k| Ok(k * 10)).collect() }
+        };
+        let (first, second) = tokio::join!(memo.get(&[1, 2, 1], make), memo.get(&[2, 3], make));
+        let values = |found: Found<u32>| found.values.into_iter().map(Result::unwrap).collect::<Vec<_>>();
+        assert_eq!((first.made + second.made, first.reused + second.reused), (3, 2));
+        assert_eq!((values(first), values(second)), (vec![10, 20, 10], vec![20, 30]));
+        assert_eq!(calls.into_inner(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_not_kept_and_a_maker_that_goes_away_is_replaced() {
+        let memo: Memo<u32, u32> = Memo::default();
+        let failed = memo.get(&[1], |_| async { vec![Err(Failure::new("down", "not now"))] }).await;
+        assert_eq!(failed.values[0].as_ref().unwrap_err().reason, "down");
+        {
+            let gone = memo.get(&[1], |_| std::future::pending());
+            tokio::select! { biased; _ = gone => unreachable!(), () = tokio::task::yield_now() => () }
+        }
+        let found = memo.get(&[1], |_| async { vec![Ok(7)] }).await;
+        assert_eq!(found.values[0], Ok(7));
+    }
+}

@@ -1,0 +1,71 @@
+//! Clients of the model services.
+
+use clap::Args;
+use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, channel};
+use dnd_proto::v1::{
+    activation_service_client::ActivationServiceClient, caption_service_client::CaptionServiceClient, diffusion_service_client::DiffusionServiceClient,
+    embedding_service_client::EmbeddingServiceClient, summary_service_client::SummaryServiceClient, upload_service_client::UploadServiceClient,
+};
+use tonic::transport::Channel;
+
+/// Where the model services are.
+#[derive(Debug, Clone, Args)]
+pub struct Endpoints {
+    /// The activation service, such as http://localhost:50052
+    #[arg(long, env = "DND_ACTIVATION")]
+    pub activation: String,
+    /// The captioner
+    #[arg(long, env = "DND_CAPTIONER")]
+    pub captioner: String,
+    /// The language model
+    #[arg(long, env = "DND_SUMMARIZER")]
+    pub summarizer: String,
+    /// The diffusion model
+    #[arg(long, env = "DND_DIFFUSION")]
+    pub diffusion: String,
+    /// CLIP
+    #[arg(long, env = "DND_CLIP")]
+    pub clip: String,
+}
+
+/// A client of each model service.
+#[derive(Debug, Clone)]
+pub struct Models {
+    pub(crate) activation: ActivationServiceClient<Channel>,
+    pub(crate) uploads: UploadServiceClient<Channel>,
+    pub(crate) captioner: CaptionServiceClient<Channel>,
+    pub(crate) summarizer: SummaryServiceClient<Channel>,
+    pub(crate) diffusion: DiffusionServiceClient<Channel>,
+    pub(crate) clip: EmbeddingServiceClient<Channel>,
+}
+
+macro_rules! client {
+    ($kind:ident, $channel:expr) => {
+        $kind::new($channel).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES)
+    };
+}
+
+impl Models {
+    /// Clients that connect with their first call: the services may start later, and come back.
+    pub fn at(endpoints: &Endpoints) -> Result<Self, Fault> {
+        Ok(Self::over(
+            channel::lazy(&endpoints.activation)?,
+            channel::lazy(&endpoints.captioner)?,
+            channel::lazy(&endpoints.summarizer)?,
+            channel::lazy(&endpoints.diffusion)?,
+            channel::lazy(&endpoints.clip)?,
+        ))
+    }
+
+    /// Clients over channels.
+    pub fn over(activation: Channel, captioner: Channel, summarizer: Channel, diffusion: Channel, clip: Channel) -> Self {
+        Self {
+            uploads: client!(UploadServiceClient, activation.clone()),
+            activation: client!(ActivationServiceClient, activation),
+            captioner: client!(CaptionServiceClient, captioner),
+            summarizer: client!(SummaryServiceClient, summarizer),
+            diffusion: client!(DiffusionServiceClient, diffusion),
+            clip: client!(EmbeddingServiceClient, clip),
+        }
+    }
+}

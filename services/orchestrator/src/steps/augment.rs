@@ -1,0 +1,104 @@
+//! Step 1: probing-set augmentation (3.1, A.1.1), and the set I of highest activating images (3.2).
+
+use std::io::Cursor;
+
+use dnd_method::{
+    resize::Map,
+    top::{Source, Top},
+};
+use dnd_proto::v1::{ActivatingImage, ActivationMap, CroppedPicture, ProbedPicture, ProbedUnit, Stage, StoredImages, TopPicture};
+use image::{GrayImage, ImageFormat};
+
+use super::{Failure, Unit};
+
+/// The set I, highest activation first; every picture of it is kept.
+#[derive(Debug, Clone)]
+pub(crate) struct ActivatingImages(pub(crate) Vec<ActivatingImage>);
+
+impl ActivatingImages {
+    /// As an earlier result has them.
+    pub(crate) fn stored(stored: StoredImages) -> Self {
+        Self(stored.images)
+    }
+
+    /// Digests of the pictures.
+    pub(crate) fn digests(&self) -> Vec<String> {
+        self.0.iter().map(|image| image.digest.clone()).collect()
+    }
+}
+
+impl Unit<'_> {
+    /// Keeps the unit's top whole pictures, with their activation maps as pictures, as evidence.
+    pub(crate) async fn keep_probed(&mut self, probed: &ProbedUnit) -> Result<(), Failure> {
+        let kept = self.timed(Stage::Crop, self.calls.originals(&probed.top)).await;
+        for (picture, kept) in probed.top.iter().zip(kept) {
+            match kept {
+                Ok(digest) => {
+                    let map_digest = match picture.map.as_ref().and_then(grey) {
+                        Some(png) => self.calls.keep(&png).await?,
+                        None => String::new(),
+                    };
+                    self.result.probed.push(ProbedPicture { digest, path: picture.path.clone(), activation: picture.activation, map_digest, seen: picture.seen });
+                }
+                Err(failure) => self.warn(format!("{} was left out: {}", picture.path, failure.message)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Crops the top pictures around their salient regions, and takes the K highest activating of pictures and crops.
+    pub(crate) async fn augment(&mut self, probed: &ProbedUnit) -> Result<ActivatingImages, Failure> {
+        let parameters = self.calls.parameters();
+        let (crops, failures) = self.timed(Stage::Crop, self.calls.crops(&probed.layer, probed.unit, &probed.top)).await?;
+        for (picture, failure) in failures {
+            let path = probed.top.get(picture).map_or("a picture", |picture| &picture.path);
+            self.warn(format!("{path} was not cropped: {}", failure.message));
+        }
+        let mut top: Top<Source, ActivatingImage> = Top::new(parameters.top_images as usize);
+        for picture in probed.top.iter().filter(|picture| self.result.probed.iter().any(|kept| kept.digest == picture.digest)) {
+            top.offer(picture.activation, Source::Original(picture.index), || original(picture));
+        }
+        for found in &crops {
+            let Some(parent) = probed.top.get(found.picture) else { continue };
+            let crop = &found.crop;
+            top.offer(crop.activation, Source::Crop(parent.index, crop.index), || ActivatingImage {
+                digest: crop.digest.clone(),
+                path: parent.path.clone(),
+                r#box: crop.r#box,
+                activation: crop.activation,
+                ..Default::default()
+            });
+            self.result.crops.push(CroppedPicture { digest: crop.digest.clone(), path: parent.path.clone(), r#box: crop.r#box, activation: crop.activation, threshold: crop.threshold });
+        }
+        if top.not_finite() > 0 {
+            self.warn(format!("{} crops have an activation that is not finite, and were not picked", top.not_finite()));
+        }
+        let images: Vec<ActivatingImage> = top.into_entries().into_iter().map(|entry| entry.with).collect();
+        match images.len() {
+            0 => return Err(Failure::new("no_images", "no picture of the probing set has a finite activation, or none could be read again")),
+            n if n < parameters.top_images as usize => self.warn(format!("only {n} pictures and crops for the {} highest activating images: all are used", parameters.top_images)),
+            _ => {}
+        }
+        Ok(ActivatingImages(images))
+    }
+}
+
+fn original(picture: &TopPicture) -> ActivatingImage {
+    ActivatingImage { digest: picture.digest.clone(), path: picture.path.clone(), activation: picture.activation, ..Default::default() }
+}
+
+/// An activation map as a grey PNG of its own size, lowest value black, highest white; none for a map that is constant or not finite.
+fn grey(map: &ActivationMap) -> Option<Vec<u8>> {
+    let map = Map::new(map.height as usize, map.width as usize, map.values.clone())?;
+    let (low, high) = map.values().iter().try_fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), &v| v.is_finite().then(|| (low.min(v), high.max(v))))?;
+    if low >= high {
+        return None;
+    }
+    let span = f64::from(high) - f64::from(low);
+    let bytes = map.values().iter().map(|&v| ((f64::from(v) - f64::from(low)) / span * 255.0).round() as u8).collect();
+    let (height, width) = map.size();
+    let picture = GrayImage::from_raw(width as u32, height as u32, bytes)?;
+    let mut png = Vec::new();
+    picture.write_to(&mut Cursor::new(&mut png), ImageFormat::Png).ok()?;
+    Some(png)
+}

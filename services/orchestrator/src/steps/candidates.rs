@@ -1,0 +1,111 @@
+//! Step 2: candidate concept generation (3.2, A.1.2).
+
+use dnd_method::{
+    answers::{self, NO_CONCEPT, Reading},
+    draw,
+};
+use dnd_proto::v1::Stage;
+
+use super::{ActivatingImages, Failure, Unit};
+
+impl Unit<'_> {
+    /// Step 2A: a caption for each image of I. Gives those that there are; an image that can't be captioned is left out.
+    pub(crate) async fn caption(&mut self, images: &ActivatingImages) -> Result<Vec<String>, Failure> {
+        self.result.images = images.0.clone();
+        let captions = self.timed(Stage::Caption, self.calls.captions(&images.digests())).await;
+        let mut last = None;
+        for (place, caption) in captions.into_iter().enumerate() {
+            let Some(image) = self.result.images.get_mut(place) else { continue };
+            match caption {
+                Ok(text) if text.trim().is_empty() => {
+                    let warning = format!("the caption of {} is empty", image.path);
+                    self.warn(warning);
+                }
+                Ok(text) => image.caption = text,
+                Err(failure) => {
+                    let warning = format!("{} was not captioned: {}", image.path, failure.message);
+                    self.warn(warning);
+                    last = Some(failure);
+                }
+            }
+        }
+        let captions: Vec<String> = self.result.images.iter().map(|image| image.caption.clone()).filter(|caption| !caption.is_empty()).collect();
+        if captions.is_empty() {
+            return Err(last.unwrap_or_else(|| Failure::new("no_caption", "all captions are empty")));
+        }
+        Ok(captions)
+    }
+
+    /// Step 2B: the captions, simplified one by one, and N summaries of them, which make the candidate concepts T.
+    pub(crate) async fn summarize(&mut self, captions: Vec<String>) -> Result<Vec<String>, Failure> {
+        let descriptions = if self.calls.parameters().simplify { self.simplify(captions).await } else { captions };
+        let parameters = self.calls.parameters();
+        let asked: Vec<(u32, Vec<String>)> = (0..parameters.candidates)
+            .map(|n| {
+                let mut descriptions = descriptions.clone();
+                draw::shuffle(&mut descriptions, parameters.seed, &self.result.layer, self.result.unit, n);
+                (n, descriptions)
+            })
+            .collect();
+        let said = self.timed(Stage::Summarize, self.calls.summaries(asked, false)).await;
+
+        // An answer that is a list is asked about once more.
+        let mut concepts = vec![String::new(); said.len()];
+        let mut again = Vec::new();
+        let mut last = None;
+        for (n, said) in (0..).zip(said) {
+            match said {
+                Ok(answer) => {
+                    match answers::read(&answer) {
+                        Reading::Concept(concept) => concepts[n as usize] = concept,
+                        Reading::AskAgain(parts) => again.push((n, parts)),
+                    }
+                    self.result.answers.push(answer);
+                }
+                Err(failure) => {
+                    self.warn(format!("summary {n} failed: {}", failure.message));
+                    last = Some(failure);
+                }
+            }
+        }
+        let numbers: Vec<u32> = again.iter().map(|(n, _)| *n).collect();
+        let said = if again.is_empty() { Vec::new() } else { self.timed(Stage::Summarize, self.calls.summaries(again, true)).await };
+        for (n, said) in numbers.into_iter().zip(said) {
+            match said {
+                Ok(answer) => {
+                    concepts[n as usize] = answers::read_again(&answer);
+                    self.result.answers.push(answer);
+                }
+                Err(failure) => {
+                    self.warn(format!("summary {n} failed when it was asked about again: {}", failure.message));
+                    last = Some(failure);
+                }
+            }
+        }
+        answers::candidates(&concepts).map_err(|e| last.unwrap_or_else(|| Failure::new(NO_CONCEPT, e.to_string())))
+    }
+
+    /// Each caption by prompt 1; one that fails, or that nothing is left of, stays as it is.
+    async fn simplify(&mut self, captions: Vec<String>) -> Vec<String> {
+        let simplified = self.timed(Stage::Summarize, self.calls.simplified(&captions)).await;
+        let mut descriptions = Vec::with_capacity(captions.len());
+        for (caption, simplified) in captions.into_iter().zip(simplified) {
+            let description = match simplified {
+                Ok(text) if !text.trim().is_empty() => text.trim().to_owned(),
+                Ok(_) => {
+                    self.warn(format!("simplifying left nothing of {caption:?}, which is used as it is"));
+                    caption.clone()
+                }
+                Err(failure) => {
+                    self.warn(format!("{caption:?} was not simplified, and is used as it is: {}", failure.message));
+                    caption.clone()
+                }
+            };
+            for image in self.result.images.iter_mut().filter(|image| image.caption == caption) {
+                image.simplified.clone_from(&description);
+            }
+            descriptions.push(description);
+        }
+        descriptions
+    }
+}
