@@ -26,17 +26,8 @@ pub enum Reading {
 /// out, are to be summarised once more; otherwise it is a concept, cleaned as by [`read_again`].
 pub fn read(answer: &str) -> Reading {
     let answer = after_colon(answer);
-    let parts: Vec<String> = answer
-        .split(',')
-        .map(str::trim)
-        .filter(|part| !part.is_empty())
-        .map(str::to_owned)
-        .collect();
-    if answer.contains(',') && !parts.is_empty() {
-        Reading::AskAgain(parts)
-    } else {
-        Reading::Concept(cleaned(answer))
-    }
+    let parts: Vec<String> = answer.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect();
+    if answer.contains(',') && !parts.is_empty() { Reading::AskAgain(parts) } else { Reading::Concept(cleaned(answer)) }
 }
 
 /// Reads the answer to the second question: what follows its first colon, if it has one; commas or not, it is a concept. It is trimmed
@@ -50,31 +41,15 @@ pub fn read_again(answer: &str) -> String {
 /// all others, each whose last word is design, designs, graphic or graphics is given a twin with " background" (a diffusion model can
 /// draw that); of duplicates the first stays.
 pub fn candidates<T: AsRef<str>>(concepts: &[T]) -> Result<Vec<String>, NoConcept> {
-    let originals = concepts
-        .iter()
-        .map(AsRef::as_ref)
-        .filter(|concept| !concept.is_empty());
-    let vague = |concept: &&str| {
-        matches!(
-            concept.split_whitespace().next_back(),
-            Some("design" | "designs" | "graphic" | "graphics")
-        )
-    };
-    let twins = originals
-        .clone()
-        .filter(vague)
-        .map(|concept| format!("{concept} background"));
+    let originals = concepts.iter().map(AsRef::as_ref).filter(|concept| !concept.is_empty());
+    let vague = |concept: &&str| matches!(concept.split_whitespace().next_back(), Some("design" | "designs" | "graphic" | "graphics"));
+    let twins = originals.clone().filter(vague).map(|concept| format!("{concept} background"));
     first_of_each(originals.clone().map(str::to_owned).chain(twins))
 }
 
 /// `T` for selection alone (3.3): the caller's candidates, trimmed, without empty ones and repetitions, and otherwise as they are.
 pub fn given_candidates<T: AsRef<str>>(concepts: &[T]) -> Result<Vec<String>, NoConcept> {
-    first_of_each(
-        concepts
-            .iter()
-            .map(|concept| concept.as_ref().trim().to_owned())
-            .filter(|concept| !concept.is_empty()),
-    )
+    first_of_each(concepts.iter().map(|concept| concept.as_ref().trim().to_owned()).filter(|concept| !concept.is_empty()))
 }
 
 fn after_colon(answer: &str) -> &str {
@@ -82,16 +57,12 @@ fn after_colon(answer: &str) -> &str {
 }
 
 fn cleaned(answer: &str) -> String {
-    const QUOTES: [(char, char); 5] =
-        [('"', '"'), ('\'', '\''), ('“', '”'), ('‘', '’'), ('`', '`')];
+    const QUOTES: [(char, char); 5] = [('"', '"'), ('\'', '\''), ('“', '”'), ('‘', '’'), ('`', '`')];
     let mut text = answer;
     loop {
         let before = text;
         text = text.trim();
-        if let Some(inner) = QUOTES
-            .iter()
-            .find_map(|&(open, close)| text.strip_prefix(open)?.strip_suffix(close))
-        {
+        if let Some(inner) = QUOTES.iter().find_map(|&(open, close)| text.strip_prefix(open)?.strip_suffix(close)) {
             text = inner;
         }
         text = text.strip_suffix('.').unwrap_or(text);
@@ -108,11 +79,7 @@ fn first_of_each(concepts: impl Iterator<Item = String>) -> Result<Vec<String>, 
             kept.push(concept);
         }
     }
-    if kept.is_empty() {
-        Err(NoConcept)
-    } else {
-        Ok(kept)
-    }
+    if kept.is_empty() { Err(NoConcept) } else { Ok(kept) }
 }
 
 #[cfg(test)]
@@ -153,15 +120,8 @@ mod tests {
 
     #[test]
     fn lists_are_asked_about_once() {
-        assert_eq!(
-            read("Cats, dogs , birds."),
-            Reading::AskAgain(vec!["Cats".into(), "dogs".into(), "birds.".into()])
-        );
-        assert_eq!(
-            read("a, b: c, d"),
-            Reading::AskAgain(vec!["c".into(), "d".into()]),
-            "the colon comes before the commas"
-        );
+        assert_eq!(read("Cats, dogs , birds."), Reading::AskAgain(vec!["Cats".into(), "dogs".into(), "birds.".into()]));
+        assert_eq!(read("a, b: c, d"), Reading::AskAgain(vec!["c".into(), "d".into()]), "the colon comes before the commas");
         assert_eq!(read("a, b: c"), Reading::Concept("c".into()));
         assert_eq!(read("cats,"), Reading::AskAgain(vec!["cats".into()]));
         assert_eq!(read(" , ,"), Reading::Concept(", ,".into()));
@@ -170,48 +130,15 @@ mod tests {
 
     #[test]
     fn designs_and_graphics_get_a_background_after_all_originals() {
-        let t = candidates(&[
-            "floral design",
-            "",
-            "design of cats",
-            "graphic",
-            "floral design",
-            "redesign",
-            "floral design background",
-        ]);
-        assert_eq!(
-            t.unwrap(),
-            [
-                "floral design",
-                "design of cats",
-                "graphic",
-                "redesign",
-                "floral design background",
-                "graphic background"
-            ]
-        );
+        let t = candidates(&["floral design", "", "design of cats", "graphic", "floral design", "redesign", "floral design background"]);
+        assert_eq!(t.unwrap(), ["floral design", "design of cats", "graphic", "redesign", "floral design background", "graphic background"]);
         let t = candidates(&["red designs", "tile graphics"]).unwrap();
-        assert_eq!(
-            t,
-            [
-                "red designs",
-                "tile graphics",
-                "red designs background",
-                "tile graphics background"
-            ]
-        );
+        assert_eq!(t, ["red designs", "tile graphics", "red designs background", "tile graphics background"]);
     }
 
     #[test]
     fn callers_candidates_keep_their_words() {
-        let t = given_candidates(&[
-            " Floral design",
-            "Cats, dogs.",
-            "",
-            "Floral design ",
-            "floral design",
-        ])
-        .unwrap();
+        let t = given_candidates(&[" Floral design", "Cats, dogs.", "", "Floral design ", "floral design"]).unwrap();
         assert_eq!(t, ["Floral design", "Cats, dogs.", "floral design"]);
     }
 

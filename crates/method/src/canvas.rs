@@ -24,15 +24,8 @@ pub struct Seen {
 impl Seen {
     /// None if it is no part of a picture: edges are at least 0, sides above 0, and nothing lies beyond 2³¹ pixels.
     pub fn new(left: f64, top: f64, width: f64, height: f64) -> Option<Self> {
-        let inside = |from: f64, length: f64| {
-            from >= 0.0 && length > 0.0 && from + length <= f64::from(1_u32 << 31)
-        };
-        (inside(left, width) && inside(top, height)).then_some(Self {
-            left,
-            top,
-            width,
-            height,
-        })
+        let inside = |from: f64, length: f64| from >= 0.0 && length > 0.0 && from + length <= f64::from(1_u32 << 31);
+        (inside(left, width) && inside(top, height)).then_some(Self { left, top, width, height })
     }
 }
 
@@ -50,10 +43,7 @@ impl Canvas {
         let most = f64::from(canvas_side.clamp(1, LONGEST_SIDE));
         let longer = seen.width.max(seen.height).max(most);
         let side = |length: f64| (length * most / longer + 0.5 + SLACK).floor().max(1.0) as u32;
-        Self {
-            width: side(seen.width),
-            height: side(seen.height),
-        }
+        Self { width: side(seen.width), height: side(seen.height) }
     }
 
     /// Rows and columns.
@@ -63,37 +53,15 @@ impl Canvas {
 
     /// All of it.
     pub fn bounds(&self) -> BoundingBox {
-        BoundingBox {
-            left: 0,
-            top: 0,
-            right: self.width,
-            bottom: self.height,
-        }
+        BoundingBox { left: 0, top: 0, right: self.width, bottom: self.height }
     }
 
     /// A box on the canvas as a box of whole pixels of the picture: left and top floored, right and bottom raised, nothing beyond the
     /// pixels that the network saw some of.
     pub fn in_picture(&self, on_canvas: &BoundingBox, seen: &Seen) -> BoundingBox {
-        let (left, right) = stretch(
-            on_canvas.left,
-            on_canvas.right,
-            self.width,
-            seen.left,
-            seen.width,
-        );
-        let (top, bottom) = stretch(
-            on_canvas.top,
-            on_canvas.bottom,
-            self.height,
-            seen.top,
-            seen.height,
-        );
-        BoundingBox {
-            left,
-            top,
-            right,
-            bottom,
-        }
+        let (left, right) = stretch(on_canvas.left, on_canvas.right, self.width, seen.left, seen.width);
+        let (top, bottom) = stretch(on_canvas.top, on_canvas.bottom, self.height, seen.top, seen.height);
+        BoundingBox { left, top, right, bottom }
     }
 }
 
@@ -111,8 +79,7 @@ mod tests {
     use super::*;
 
     fn size(width: f64, height: f64, side: u32) -> (u32, u32) {
-        let Canvas { width, height } =
-            Canvas::new(&Seen::new(0.0, 0.0, width, height).unwrap(), side);
+        let Canvas { width, height } = Canvas::new(&Seen::new(0.0, 0.0, width, height).unwrap(), side);
         (width, height)
     }
 
@@ -134,33 +101,9 @@ mod tests {
         let seen = Seen::new(31.25, 0.0, 437.5, 333.0).unwrap();
         let canvas = Canvas::new(&seen, 375);
         assert_eq!(canvas.size(), (285, 375));
-        let found = canvas.in_picture(
-            &BoundingBox {
-                left: 3,
-                top: 1,
-                right: 6,
-                bottom: 284,
-            },
-            &seen,
-        );
-        assert_eq!(
-            found,
-            BoundingBox {
-                left: 34,
-                top: 1,
-                right: 39,
-                bottom: 332
-            }
-        );
-        assert_eq!(
-            canvas.in_picture(&canvas.bounds(), &seen),
-            BoundingBox {
-                left: 31,
-                top: 0,
-                right: 469,
-                bottom: 333
-            }
-        );
+        let found = canvas.in_picture(&BoundingBox { left: 3, top: 1, right: 6, bottom: 284 }, &seen);
+        assert_eq!(found, BoundingBox { left: 34, top: 1, right: 39, bottom: 332 });
+        assert_eq!(canvas.in_picture(&canvas.bounds(), &seen), BoundingBox { left: 31, top: 0, right: 469, bottom: 333 });
     }
 
     #[test]
@@ -168,27 +111,22 @@ mod tests {
         // Pictures of 168 and 122 pixels shrunk to 370 and 286, of which the network saw the 224 in the middle: the middle of the canvas
         // is the middle of the picture.
         let (left, width) = (73.0 * (168.0 / 370.0), 224.0 * (168.0 / 370.0));
-        assert!(
-            left + 51.0 * width / 102.0 > 84.0,
-            "the case that this is about"
-        );
+        assert!(left + 51.0 * width / 102.0 > 84.0, "the case that this is about");
         assert_eq!(stretch(50, 51, 102, left, width), (83, 84));
         let (left, width) = (31.0 * (122.0 / 286.0), 224.0 * (122.0 / 286.0));
-        assert!(
-            left + 48.0 * width / 96.0 < 61.0,
-            "the case that this is about"
-        );
+        assert!(left + 48.0 * width / 96.0 < 61.0, "the case that this is about");
         assert_eq!(stretch(48, 49, 96, left, width), (61, 62));
     }
 
     #[test]
+    fn a_box_has_a_pixel_however_little_was_seen() {
+        assert_eq!(stretch(0, 1, 1, 3.0, 1e-10), (3, 4));
+        assert_eq!(stretch(0, 1, 1, 3.0 - 5e-11, 1e-10), (3, 4));
+    }
+
+    #[test]
     fn nothing_outside_a_picture_was_seen() {
-        for (left, top, width, height) in [
-            (-1.0, 0.0, 5.0, 5.0),
-            (0.0, 0.0, 0.0, 5.0),
-            (0.0, f64::NAN, 5.0, 5.0),
-            (0.0, 0.0, 5.0, f64::INFINITY),
-        ] {
+        for (left, top, width, height) in [(-1.0, 0.0, 5.0, 5.0), (0.0, 0.0, 0.0, 5.0), (0.0, f64::NAN, 5.0, 5.0), (0.0, 0.0, 5.0, f64::INFINITY)] {
             assert_eq!(Seen::new(left, top, width, height), None);
         }
     }

@@ -32,14 +32,7 @@ pub fn external_regions(heat: &HeatMap, threshold: u8) -> Vec<Region> {
     let sides_and_corners = [-row - 1, -row, -row + 1, -1, 1, row - 1, row, row + 1];
 
     // Background joins at sides only, or it would leak through an outline that is joined at corners.
-    flood(
-        &mut cells,
-        0,
-        Cell::Background,
-        Cell::Outside,
-        &sides,
-        |_| (),
-    );
+    flood(&mut cells, 0, Cell::Background, Cell::Outside, &sides, |_| ());
     let mut regions = Vec::new();
     for start in stride + 1..cells.len() {
         if cells[start] != Cell::Foreground {
@@ -49,25 +42,13 @@ pub fn external_regions(heat: &HeatMap, threshold: u8) -> Vec<Region> {
         let external = cells[start - 1] == Cell::Outside;
         let place = |cell: usize| ((cell % stride - 1) as u32, (cell / stride - 1) as u32);
         let first = place(start);
-        let mut bounds = BoundingBox {
-            left: first.0,
-            top: first.1,
-            right: first.0 + 1,
-            bottom: first.1 + 1,
-        };
-        flood(
-            &mut cells,
-            start,
-            Cell::Foreground,
-            Cell::Taken,
-            &sides_and_corners,
-            |cell| {
-                let (x, y) = place(cell);
-                bounds.left = bounds.left.min(x);
-                bounds.right = bounds.right.max(x + 1);
-                bounds.bottom = bounds.bottom.max(y + 1);
-            },
-        );
+        let mut bounds = BoundingBox { left: first.0, top: first.1, right: first.0 + 1, bottom: first.1 + 1 };
+        flood(&mut cells, start, Cell::Foreground, Cell::Taken, &sides_and_corners, |cell| {
+            let (x, y) = place(cell);
+            bounds.left = bounds.left.min(x);
+            bounds.right = bounds.right.max(x + 1);
+            bounds.bottom = bounds.bottom.max(y + 1);
+        });
         if external {
             regions.push(Region { first, bounds });
         }
@@ -84,14 +65,7 @@ enum Cell {
 }
 
 /// Turns the cell at `start`, which is `from`, into `to`, and all `from` that the steps lead to from there; tells of each cell once.
-fn flood(
-    cells: &mut [Cell],
-    start: usize,
-    from: Cell,
-    to: Cell,
-    steps: &[isize],
-    mut tell: impl FnMut(usize),
-) {
+fn flood(cells: &mut [Cell], start: usize, from: Cell, to: Cell, steps: &[isize], mut tell: impl FnMut(usize)) {
     cells[start] = to;
     let mut waiting = vec![start];
     while let Some(at) = waiting.pop() {
@@ -111,16 +85,9 @@ mod tests {
 
     /// Regions of a drawing in which `#` is foreground: first pixel, and left, top, right, bottom.
     fn of(drawing: &[&str]) -> Vec<((u32, u32), [u32; 4])> {
-        let values = drawing
-            .concat()
-            .bytes()
-            .map(|c| if c == b'#' { 6 } else { 5 })
-            .collect();
+        let values = drawing.concat().bytes().map(|c| if c == b'#' { 6 } else { 5 }).collect();
         let heat = HeatMap::new(drawing.len(), drawing[0].len(), values).unwrap();
-        external_regions(&heat, 5)
-            .into_iter()
-            .map(|Region { first, bounds: b }| (first, [b.left, b.top, b.right, b.bottom]))
-            .collect()
+        external_regions(&heat, 5).into_iter().map(|Region { first, bounds: b }| (first, [b.left, b.top, b.right, b.bottom])).collect()
     }
 
     #[test]
@@ -132,18 +99,13 @@ mod tests {
     #[test]
     fn first_pixels_are_first_in_raster_order() {
         assert_eq!(of(&["..#", "##."]), [((2, 0), [0, 0, 3, 2])]);
-        assert_eq!(
-            of(&["..#.", "#..#", "#..."]),
-            [((2, 0), [2, 0, 4, 2]), ((0, 1), [0, 1, 1, 3])]
-        );
+        assert_eq!(of(&["..#.", "#..#", "#..."]), [((2, 0), [2, 0, 4, 2]), ((0, 1), [0, 1, 1, 3])]);
     }
 
     #[test]
     fn regions_in_holes_are_not_external() {
         assert_eq!(of(&["#####", "#...#", "#.#.#", "#...#", "#####"]).len(), 1);
-        let nested = [
-            "#######", "#.....#", "#.###.#", "#.#.#.#", "#.###.#", "#.....#", "#######",
-        ];
+        let nested = ["#######", "#.....#", "#.###.#", "#.#.#.#", "#.###.#", "#.....#", "#######"];
         assert_eq!(of(&nested), [((0, 0), [0, 0, 7, 7])]);
     }
 

@@ -26,10 +26,7 @@ impl Key {
             hash.update(part);
         }
         let d = hash.finalize();
-        Self([
-            u32::from_le_bytes([d[0], d[1], d[2], d[3]]),
-            u32::from_le_bytes([d[4], d[5], d[6], d[7]]),
-        ])
+        Self([u32::from_le_bytes([d[0], d[1], d[2], d[3]]), u32::from_le_bytes([d[4], d[5], d[6], d[7]])])
     }
 
     /// Its words, from the first.
@@ -43,16 +40,8 @@ pub fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
         let [c0, c1, c2, c3] = counter;
         let (p0, p1) = (0xD251_1F53 * u64::from(c0), 0xCD9E_8D57 * u64::from(c2));
-        counter = [
-            (p1 >> 32) as u32 ^ c1 ^ key[0],
-            p1 as u32,
-            (p0 >> 32) as u32 ^ c3 ^ key[1],
-            p0 as u32,
-        ];
-        key = [
-            key[0].wrapping_add(0x9E37_79B9),
-            key[1].wrapping_add(0xBB67_AE85),
-        ];
+        counter = [(p1 >> 32) as u32 ^ c1 ^ key[0], p1 as u32, (p0 >> 32) as u32 ^ c3 ^ key[1], p0 as u32];
+        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
     }
     counter
 }
@@ -79,37 +68,17 @@ pub fn noise(seed: u64, concept: &str, index: u32, size: usize) -> Vec<f32> {
 /// simplifying), and `position` which token of the answer; the number is the first word's. Of softmax(logits / temperature), in the
 /// order of ids, it is the first token at which the running sum exceeds that number times the whole. Temperature 0 takes the largest
 /// logit, the first of equals.
-pub fn token(
-    logits: &[f32],
-    temperature: f32,
-    seed: u64,
-    prompt: &str,
-    n: u32,
-    position: u32,
-) -> u32 {
-    let finite = || {
-        (0_u32..)
-            .zip(logits.iter().copied())
-            .filter(|(_, logit)| logit.is_finite())
-    };
-    let Some((likeliest, largest)) =
-        finite().reduce(|best, next| if next.1 > best.1 { next } else { best })
-    else {
+pub fn token(logits: &[f32], temperature: f32, seed: u64, prompt: &str, n: u32, position: u32) -> u32 {
+    let finite = || (0_u32..).zip(logits.iter().copied()).filter(|(_, logit)| logit.is_finite());
+    let Some((likeliest, largest)) = finite().reduce(|best, next| if next.1 > best.1 { next } else { best }) else {
         return 0;
     };
     if temperature <= 0.0 {
         return likeliest;
     }
-    let weight =
-        |logit: f32| ((f64::from(logit) - f64::from(largest)) / f64::from(temperature)).exp();
+    let weight = |logit: f32| ((f64::from(logit) - f64::from(largest)) / f64::from(temperature)).exp();
     let whole: f64 = finite().map(|(_, logit)| weight(logit)).sum();
-    let key = Key::new(&[
-        b"lm",
-        &number(seed),
-        prompt.as_bytes(),
-        &number(n),
-        &number(position),
-    ]);
+    let key = Key::new(&[b"lm", &number(seed), prompt.as_bytes(), &number(n), &number(position)]);
     let target = key.words().next().map_or(0.0, uniform) * whole;
     let mut sum = 0.0;
     let drawn = finite().find(|&(_, logit)| {
@@ -129,14 +98,7 @@ pub fn shuffle<T>(descriptions: &mut [T], seed: u64, layer: &str, unit: u32, n: 
     if n == 0 {
         return;
     }
-    let mut words = Key::new(&[
-        b"shuffle",
-        &number(seed),
-        layer.as_bytes(),
-        &number(unit),
-        &number(n),
-    ])
-    .words();
+    let mut words = Key::new(&[b"shuffle", &number(seed), layer.as_bytes(), &number(unit), &number(n)]).words();
     for place in (1..descriptions.len()).rev() {
         descriptions.swap(place, below(place as u64 + 1, &mut words));
     }
@@ -145,10 +107,7 @@ pub fn shuffle<T>(descriptions: &mut [T], seed: u64, layer: &str, unit: u32, n: 
 /// A number below `m` (1 to 2³²), all equally likely.
 fn below(m: u64, words: &mut impl Iterator<Item = u32>) -> usize {
     let uneven = (1 << 32) % m;
-    words
-        .map(|word| u64::from(word) * m)
-        .find(|product| product & 0xFFFF_FFFF >= uneven)
-        .map_or(0, |product| (product >> 32) as usize)
+    words.map(|word| u64::from(word) * m).find(|product| product & 0xFFFF_FFFF >= uneven).map_or(0, |product| (product >> 32) as usize)
 }
 
 fn uniform(word: u32) -> f64 {
@@ -166,18 +125,9 @@ mod tests {
     /// The known answers that the Random123 library publishes (kat_vectors, philox4x32, 10 rounds).
     #[test]
     fn philox_gives_the_published_answers() {
-        assert_eq!(
-            philox4x32_10([0; 4], [0; 2]),
-            [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]
-        );
-        assert_eq!(
-            philox4x32_10([u32::MAX; 4], [u32::MAX; 2]),
-            [0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd]
-        );
-        let pi = philox4x32_10(
-            [0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344],
-            [0xa4093822, 0x299f31d0],
-        );
+        assert_eq!(philox4x32_10([0; 4], [0; 2]), [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]);
+        assert_eq!(philox4x32_10([u32::MAX; 4], [u32::MAX; 2]), [0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd]);
+        let pi = philox4x32_10([0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344], [0xa4093822, 0x299f31d0]);
         assert_eq!(pi, [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1]);
     }
 
@@ -194,19 +144,14 @@ mod tests {
         assert_eq!(below(6, &mut words), 3);
         assert_eq!(words.next(), Some(9));
         assert_eq!(below(1, &mut [7].into_iter()), 0);
-        assert_eq!(
-            below(1 << 32, &mut [u32::MAX].into_iter()),
-            u32::MAX as usize
-        );
+        assert_eq!(below(1 << 32, &mut [u32::MAX].into_iter()), u32::MAX as usize);
     }
 
     #[test]
     fn tokens_without_a_finite_logit_are_never_drawn() {
         let logits = [f32::NAN, -2.0, f32::INFINITY, f32::NEG_INFINITY, -2.0];
         assert_eq!(token(&logits, 0.0, 0, "", 0, 0), 1, "the first of equals");
-        let drawn: std::collections::BTreeSet<u32> = (0..64)
-            .map(|position| token(&logits, 1.0, 0, "", 0, position))
-            .collect();
+        let drawn: std::collections::BTreeSet<u32> = (0..64).map(|position| token(&logits, 1.0, 0, "", 0, position)).collect();
         assert_eq!(drawn, [1, 4].into());
         assert_eq!(token(&[f32::NAN; 3], 1.0, 0, "", 0, 0), 0);
         assert_eq!(token(&[], 0.3, 0, "", 0, 0), 0);

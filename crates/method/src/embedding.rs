@@ -27,20 +27,11 @@ impl Embedding {
             return Err(EmbeddingError::NotFinite);
         }
         // Squares of f32 neither overflow nor vanish in f64.
-        let length = components
-            .iter()
-            .map(|&component| f64::from(component).powi(2))
-            .sum::<f64>()
-            .sqrt();
+        let length = components.iter().map(|&component| f64::from(component).powi(2)).sum::<f64>().sqrt();
         if length == 0.0 {
             return Err(EmbeddingError::Zero);
         }
-        Ok(Self(
-            components
-                .iter()
-                .map(|&component| f64::from(component) / length)
-                .collect(),
-        ))
+        Ok(Self(components.iter().map(|&component| f64::from(component) / length).collect()))
     }
 
     /// Its dimensions.
@@ -57,12 +48,8 @@ pub fn mean_cosine(some: &[&Embedding], others: &[&Embedding]) -> Result<f64, Di
         return Err(DimensionError(dimensions, odd.dimensions()));
     }
     // The mean of the products is the product of the means.
-    let mean = |embeddings: &[&Embedding], i: usize| {
-        embeddings.iter().filter_map(|e| e.0.get(i)).sum::<f64>() / embeddings.len() as f64
-    };
-    Ok((0..dimensions)
-        .map(|i| mean(some, i) * mean(others, i))
-        .sum())
+    let mean = |embeddings: &[&Embedding], i: usize| embeddings.iter().filter_map(|e| e.0.get(i)).sum::<f64>() / embeddings.len() as f64;
+    Ok((0..dimensions).map(|i| mean(some, i) * mean(others, i)).sum())
 }
 
 #[cfg(test)]
@@ -71,10 +58,7 @@ mod tests {
 
     #[test]
     fn only_directions_count() {
-        let [a, b] = [
-            Embedding::new(&[3.0, 4.0]).unwrap(),
-            Embedding::new(&[0.6e-20, 0.8e-20]).unwrap(),
-        ];
+        let [a, b] = [Embedding::new(&[3.0, 4.0]).unwrap(), Embedding::new(&[0.6e-20, 0.8e-20]).unwrap()];
         assert!((mean_cosine(&[&a], &[&b]).unwrap() - 1.0).abs() < 1e-7);
         let c = Embedding::new(&[-4.0, 3.0]).unwrap();
         assert!(mean_cosine(&[&a], &[&c]).unwrap().abs() < 1e-15);
@@ -86,19 +70,14 @@ mod tests {
     fn what_has_no_direction_is_no_embedding() {
         assert_eq!(Embedding::new(&[0.0, -0.0]), Err(EmbeddingError::Zero));
         assert_eq!(Embedding::new(&[]), Err(EmbeddingError::Zero));
-        assert_eq!(
-            Embedding::new(&[1.0, f32::NAN]),
-            Err(EmbeddingError::NotFinite)
-        );
+        assert_eq!(Embedding::new(&[1.0, f32::NAN]), Err(EmbeddingError::NotFinite));
+        assert_eq!(Embedding::new(&[1.0, f32::NEG_INFINITY]), Err(EmbeddingError::NotFinite));
         assert!(Embedding::new(&[f32::MAX, f32::MAX]).is_ok());
     }
 
     #[test]
     fn embeddings_of_different_models_are_not_compared() {
-        let [a, b] = [
-            Embedding::new(&[1.0]).unwrap(),
-            Embedding::new(&[1.0, 0.0]).unwrap(),
-        ];
+        let [a, b] = [Embedding::new(&[1.0]).unwrap(), Embedding::new(&[1.0, 0.0]).unwrap()];
         assert_eq!(mean_cosine(&[&a], &[&a, &b]), Err(DimensionError(1, 2)));
     }
 }

@@ -14,8 +14,7 @@ impl<T> Grid<T> {
     /// A grid of `height` rows and `width` columns. None if it would have no values or more than [`MOST_VALUES`], or if `values` holds
     /// another number of them.
     pub fn new(height: usize, width: usize, values: Vec<T>) -> Option<Self> {
-        let fits = height.checked_mul(width) == Some(values.len())
-            && (1..=MOST_VALUES).contains(&values.len());
+        let fits = height.checked_mul(width) == Some(values.len()) && (1..=MOST_VALUES).contains(&values.len());
         fits.then_some(Self { width, values })
     }
 
@@ -41,10 +40,7 @@ impl<T> Grid<T> {
 
     /// A grid of the same size.
     pub(crate) fn map<U>(&self, change: impl FnMut(&T) -> U) -> Grid<U> {
-        Grid {
-            width: self.width,
-            values: self.values.iter().map(change).collect(),
-        }
+        Grid { width: self.width, values: self.values.iter().map(change).collect() }
     }
 }
 
@@ -60,9 +56,6 @@ mod tests {
         assert_eq!(Grid::new(2, 3, vec![0; 5]), None);
         assert_eq!(Grid::<u8>::new(2, 0, vec![]), None);
         assert_eq!(Grid::<u8>::new(usize::MAX, usize::MAX, vec![]), None);
-        assert_eq!(
-            Grid::new(1, MOST_VALUES + 1, vec![0_u8; MOST_VALUES + 1]),
-            None
-        );
+        assert_eq!(Grid::new(1, MOST_VALUES + 1, vec![0_u8; MOST_VALUES + 1]), None);
     }
 }

@@ -165,11 +165,7 @@ impl Parameters {
             check("canvas_iou", self.canvas_iou, 0.0..=1.0),
             check("canvas_side", self.canvas_side, 1..=4096),
             check("top_images", self.top_images, 1..=1000),
-            check(
-                "caption_max_new_tokens",
-                self.caption_max_new_tokens,
-                1..=512,
-            ),
+            check("caption_max_new_tokens", self.caption_max_new_tokens, 1..=512),
             check("caption_min_length", self.caption_min_length, 0..=512),
             check("candidates", self.candidates, 1..=100),
             check("temperature", self.temperature, 0.0..=10.0),
@@ -191,17 +187,8 @@ impl Parameters {
 }
 
 /// NaN is in no range.
-fn check<T: PartialOrd + Display>(
-    field: &'static str,
-    value: T,
-    range: RangeInclusive<T>,
-) -> Option<OutOfRange> {
-    let wrong = || OutOfRange {
-        field,
-        value: value.to_string(),
-        low: range.start().to_string(),
-        high: range.end().to_string(),
-    };
+fn check<T: PartialOrd + Display>(field: &'static str, value: T, range: RangeInclusive<T>) -> Option<OutOfRange> {
+    let wrong = || OutOfRange { field, value: value.to_string(), low: range.start().to_string(), high: range.end().to_string() };
     (!range.contains(&value)).then(wrong)
 }
 
@@ -222,44 +209,18 @@ mod tests {
         assert_eq!(serde_json::to_value(&defaults).unwrap(), expected);
         assert_eq!(defaults.validate(), Ok(()));
         assert_eq!(serde_json::from_str::<Parameters>("{}").unwrap(), defaults);
-        assert_eq!(
-            serde_json::from_value::<Parameters>(expected).unwrap(),
-            defaults
-        );
-        assert_eq!(
-            (Summary::default(), TokenSummary::default()),
-            (defaults.summary, defaults.token_summary)
-        );
-        assert_eq!(
-            (Scoring::default(), GeneratedSubset::default()),
-            (defaults.scoring, defaults.generated_subset)
-        );
+        assert_eq!(serde_json::from_value::<Parameters>(expected).unwrap(), defaults);
+        assert_eq!((Summary::default(), TokenSummary::default()), (defaults.summary, defaults.token_summary));
+        assert_eq!((Scoring::default(), GeneratedSubset::default()), (defaults.scoring, defaults.generated_subset));
     }
 
     #[test]
     fn errors_name_every_field_that_is_out_of_range() {
-        let parameters = Parameters {
-            probe_images: 0,
-            crop_iou: f32::NAN,
-            canvas_side: 4097,
-            label_similarity: -1.5,
-            ..Parameters::default()
-        };
+        let parameters = Parameters { probe_images: 0, crop_iou: f32::NAN, canvas_side: 4097, label_similarity: -1.5, ..Parameters::default() };
         let wrong = parameters.validate().unwrap_err();
-        assert_eq!(
-            wrong.iter().map(|w| w.field).collect::<Vec<_>>(),
-            [
-                "probe_images",
-                "crop_iou",
-                "canvas_side",
-                "label_similarity"
-            ]
-        );
+        assert_eq!(wrong.iter().map(|w| w.field).collect::<Vec<_>>(), ["probe_images", "crop_iou", "canvas_side", "label_similarity"]);
         assert_eq!(wrong[0].to_string(), "probe_images is 0; it is 1 to 1000");
-        assert_eq!(
-            wrong[3].to_string(),
-            "label_similarity is -1.5; it is -1 to 1"
-        );
+        assert_eq!(wrong[3].to_string(), "label_similarity is -1.5; it is -1 to 1");
     }
 
     #[test]
@@ -282,26 +243,13 @@ mod tests {
         ];
         for (field, low, high) in counts {
             let valid = |value: i64| value >= 0 && with(field, value.into()).validate().is_ok();
-            assert_eq!(
-                [low - 1, low, high, high + 1].map(valid),
-                [false, true, true, false],
-                "{field}"
-            );
+            assert_eq!([low - 1, low, high, high + 1].map(valid), [false, true, true, false], "{field}");
         }
-        let reals = [
-            ("crop_iou", 0.0, 1.0),
-            ("canvas_iou", 0.0, 1.0),
-            ("temperature", 0.0, 10.0),
-            ("guidance_scale", 0.0, 100.0),
-            ("label_similarity", -1.0, 1.0),
-        ];
+        let reals =
+            [("crop_iou", 0.0, 1.0), ("canvas_iou", 0.0, 1.0), ("temperature", 0.0, 10.0), ("guidance_scale", 0.0, 100.0), ("label_similarity", -1.0, 1.0)];
         for (field, low, high) in reals {
             let valid = |value: f64| with(field, value.into()).validate().is_ok();
-            assert_eq!(
-                [low - 0.001, low, high, high + 0.001].map(valid),
-                [false, true, true, false],
-                "{field}"
-            );
+            assert_eq!([low - 0.001, low, high, high + 0.001].map(valid), [false, true, true, false], "{field}");
         }
     }
 
@@ -311,9 +259,7 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_refused() {
-        let error = serde_json::from_str::<Parameters>(r#"{"crop_iuo": 0.5}"#)
-            .unwrap_err()
-            .to_string();
+        let error = serde_json::from_str::<Parameters>(r#"{"crop_iuo": 0.5}"#).unwrap_err().to_string();
         assert!(error.contains("crop_iuo"), "{error}");
     }
 }

@@ -34,10 +34,7 @@ pub const SUMMARIZE: &str = "Only state your answer without a period and quotati
     of the conceptual similarities in the following descriptions:";
 
 /// The example of prompt 1, from the authors' code (the paper has none): a description and its answer.
-const SIMPLIFY_EXAMPLE: (&str, &str) = (
-    "a red background with a red background and a red background with a red background.",
-    "A red background",
-);
+const SIMPLIFY_EXAMPLE: (&str, &str) = ("a red background with a red background and a red background with a red background.", "A red background");
 
 /// The two examples of prompt 2: image captions and their human-identified similarity.
 const SUMMARIZE_EXAMPLES: [([&str; 5], &str); 2] = [
@@ -66,18 +63,12 @@ const SUMMARIZE_EXAMPLES: [([&str; 5], &str); 2] = [
 /// Step 2B: asks to simplify one caption. Prompt 1 with its example.
 pub fn simplify(caption: &str) -> Vec<Message> {
     let (description, answer) = SIMPLIFY_EXAMPLE;
-    vec![
-        user(SIMPLIFY, &[description]),
-        assistant(answer),
-        user(SIMPLIFY, &[caption]),
-    ]
+    vec![user(SIMPLIFY, &[description]), assistant(answer), user(SIMPLIFY, &[caption])]
 }
 
 /// Step 2B: asks what descriptions have in common. Prompt 2 with its examples.
 pub fn summarize<T: AsRef<str>>(descriptions: &[T]) -> Vec<Message> {
-    let examples = SUMMARIZE_EXAMPLES
-        .iter()
-        .flat_map(|(captions, similarity)| [user(SUMMARIZE, captions), assistant(similarity)]);
+    let examples = SUMMARIZE_EXAMPLES.iter().flat_map(|(captions, similarity)| [user(SUMMARIZE, captions), assistant(similarity)]);
     examples.chain([user(SUMMARIZE, descriptions)]).collect()
 }
 
@@ -94,17 +85,11 @@ pub fn generate(concept: &str) -> String {
 
 fn user<T: AsRef<str>>(prompt: &str, texts: &[T]) -> Message {
     let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
-    Message {
-        role: Role::User,
-        content: format!("{prompt} {}", texts.join(", ")),
-    }
+    Message { role: Role::User, content: format!("{prompt} {}", texts.join(", ")) }
 }
 
 fn assistant(answer: &str) -> Message {
-    Message {
-        role: Role::Assistant,
-        content: answer.to_owned(),
-    }
+    Message { role: Role::Assistant, content: answer.to_owned() }
 }
 
 #[cfg(test)]
@@ -137,10 +122,7 @@ mod tests {
             {"role": "user", "content": format!("{prompt} a cat, a dog.")},
         ]);
         assert_eq!(turns, expected);
-        assert_eq!(
-            serde_json::to_value(summarize_again(&["a cat", "a dog."])).unwrap(),
-            serde_json::json!([expected[4]])
-        );
+        assert_eq!(serde_json::to_value(summarize_again(&["a cat", "a dog."])).unwrap(), serde_json::json!([expected[4]]));
     }
 
     #[test]

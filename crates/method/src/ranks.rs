@@ -5,10 +5,7 @@
 pub fn ranks(activations: &[f32]) -> Vec<u32> {
     let mut descending = activations.to_vec();
     descending.sort_by(|a, b| b.total_cmp(a));
-    activations
-        .iter()
-        .map(|activation| descending.partition_point(|other| other > activation) as u32 + 1)
-        .collect()
+    activations.iter().map(|activation| descending.partition_point(|other| other > activation) as u32 + 1).collect()
 }
 
 #[cfg(test)]
@@ -18,11 +15,7 @@ mod tests {
     #[test]
     fn equals_share_a_rank_and_the_next_rank_counts_them_all() {
         assert_eq!(ranks(&[0.5, 2.0, 0.5, -1.0, 3.0]), [3, 2, 3, 5, 1]);
-        assert_eq!(
-            ranks(&[0.0, -0.0, 1.0]),
-            [2, 2, 1],
-            "zeros are equal whatever their sign"
-        );
+        assert_eq!(ranks(&[0.0, -0.0, 1.0]), [2, 2, 1], "zeros are equal whatever their sign");
         assert!(ranks(&[]).is_empty());
     }
 }

@@ -13,8 +13,9 @@ pub type HeatMap = Grid<u8>;
 ///
 /// The stretch is computed in `f64` and rounded to `f32`. Resizing is bicubic as OpenCV's `INTER_CUBIC` on `f32` (a = −0.75, pixel
 /// centres at halves, edges repeated, nothing smoothed when shrinking): columns first, then rows. Positions and weights are computed in
-/// `f64` and rounded to `f32`, sums are in `f32`. (OpenCV's own releases differ there, by up to 0.0005.) The result is clipped to 0..255
-/// and rounded, halves to the even byte. (The authors multiply the map by 255, let it wrap around, and resize the bytes.)
+/// `f64` and rounded to `f32`, sums are in `f32`. (OpenCV itself has code that does so and code that is all in `f32`, with results up to
+/// 0.0005 apart.) The result is clipped to 0..255 and rounded, halves to the even byte. (The authors multiply the map by 255, let it wrap
+/// around, and resize the bytes.)
 pub fn heat_map(map: &Map, canvas: &Canvas) -> Option<HeatMap> {
     let (height, width) = canvas.size();
     let resized = bicubic(&stretch(map)?, height as usize, width as usize);
@@ -26,15 +27,8 @@ fn stretch(map: &Map) -> Option<Map> {
         return None;
     }
     let lowest = f64::from(map.values().iter().copied().fold(f32::INFINITY, f32::min));
-    let highest = f64::from(
-        map.values()
-            .iter()
-            .copied()
-            .fold(f32::NEG_INFINITY, f32::max),
-    );
-    (lowest < highest).then(|| {
-        map.map(|&value| ((f64::from(value) - lowest) / (highest - lowest) * 255.0) as f32)
-    })
+    let highest = f64::from(map.values().iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    (lowest < highest).then(|| map.map(|&value| ((f64::from(value) - lowest) / (highest - lowest) * 255.0) as f32))
 }
 
 /// What one pixel of the result is made of along one axis: four neighbours, and how much of each.
@@ -53,10 +47,7 @@ impl Tap {
 fn bicubic(map: &Map, height: usize, width: usize) -> Map {
     let (rows, columns) = map.size();
     let across = taps(columns, width);
-    let widened: Vec<Vec<f32>> = map
-        .rows()
-        .map(|row| across.iter().map(|tap| tap.blend(|i| row[i])).collect())
-        .collect();
+    let widened: Vec<Vec<f32>> = map.rows().map(|row| across.iter().map(|tap| tap.blend(|i| row[i])).collect()).collect();
     let down = taps(rows, height);
     let values = down.iter().flat_map(|tap| {
         let widened = &widened;
@@ -73,12 +64,8 @@ fn taps(from: usize, to: usize) -> Vec<Tap> {
         .map(|i| {
             let at = (i as f64 + 0.5) * scale - 0.5;
             let before = at.floor();
-            let neighbours =
-                [-1, 0, 1, 2].map(|step| (before as i64 + step).clamp(0, last) as usize);
-            Tap {
-                from: neighbours,
-                weights: cubic(at - before).map(|weight| weight as f32),
-            }
+            let neighbours = [-1, 0, 1, 2].map(|step| (before as i64 + step).clamp(0, last) as usize);
+            Tap { from: neighbours, weights: cubic(at - before).map(|weight| weight as f32) }
         })
         .collect()
 }
@@ -99,57 +86,38 @@ mod tests {
 
     fn heat(values: &[f32], height: u32, width: u32) -> Option<Vec<u8>> {
         let map = Map::new(1, values.len(), values.to_vec()).unwrap();
-        let canvas = Canvas::new(
-            &Seen::new(0.0, 0.0, width.into(), height.into()).unwrap(),
-            4096,
-        );
+        let canvas = Canvas::new(&Seen::new(0.0, 0.0, width.into(), height.into()).unwrap(), 4096);
         heat_map(&map, &canvas).map(|heat| heat.values().to_vec())
     }
 
     #[test]
     fn at_its_own_size_a_map_is_only_stretched() {
         // 63.75, 127.5 (to the even 128), 255, 95.625, 47.8125.
-        assert_eq!(
-            heat(&[-1.0, 0.0, 1.0, 3.0, 0.5, -0.25], 1, 6).unwrap(),
-            [0, 64, 128, 255, 96, 48]
-        );
+        assert_eq!(heat(&[-1.0, 0.0, 1.0, 3.0, 0.5, -0.25], 1, 6).unwrap(), [0, 64, 128, 255, 96, 48]);
     }
 
     #[test]
     fn halves_go_to_the_even_byte() {
-        assert_eq!(
-            heat(&[0.0, 510.0, 1.0, 3.0, 5.0], 1, 5).unwrap(),
-            [0, 255, 0, 2, 2]
-        );
+        assert_eq!(heat(&[0.0, 510.0, 1.0, 3.0, 5.0], 1, 5).unwrap(), [0, 255, 0, 2, 2]);
     }
 
     #[test]
     fn overshoot_is_clipped() {
         let bytes = heat(&[0.0, 0.0, 1.0, 1.0], 3, 40).unwrap();
         assert_eq!(bytes.len(), 120);
-        assert!(
-            bytes[..40].is_sorted(),
-            "undershoot would wrap around: {bytes:?}"
-        );
+        assert!(bytes[..40].is_sorted(), "undershoot would wrap around: {bytes:?}");
     }
 
     #[test]
     fn maps_that_say_nothing_give_no_heat() {
-        for values in [
-            [2.0; 4],
-            [1.0, f32::NAN, 2.0, 3.0],
-            [1.0, f32::INFINITY, 2.0, 3.0],
-        ] {
+        for values in [[2.0; 4], [1.0, f32::NAN, 2.0, 3.0], [1.0, f32::INFINITY, 2.0, 3.0]] {
             assert_eq!(heat(&values, 8, 8), None);
         }
     }
 
     #[test]
     fn the_range_of_f32_is_no_limit() {
-        assert_eq!(
-            heat(&[f32::MIN, 0.0, f32::MAX], 1, 3).unwrap(),
-            [0, 128, 255]
-        );
+        assert_eq!(heat(&[f32::MIN, 0.0, f32::MAX], 1, 3).unwrap(), [0, 128, 255]);
         assert_eq!(heat(&[0.0, f32::from_bits(1)], 1, 2).unwrap(), [0, 255]);
     }
 }

@@ -78,24 +78,16 @@ pub enum ScoreError {
 ///   N − Rank with ranks from 1, which gives the worst concept 0 whatever its images; here, as in the authors' code, the best has the
 ///   factor `N` and the worst 1.) A negative product has the factor `Rank_j + 1` instead, so that a better rank never lowers a score.
 /// - Equal scores go to the earlier candidate; concepts without a usable image come last.
-pub fn rank_concepts(
-    activating: &[Embedding],
-    candidates: &[Vec<Option<GeneratedImage>>],
-    parameters: &Parameters,
-) -> Result<Vec<RankedConcept>, ScoreError> {
+pub fn rank_concepts(activating: &[Embedding], candidates: &[Vec<Option<GeneratedImage>>], parameters: &Parameters) -> Result<Vec<RankedConcept>, ScoreError> {
     if activating.is_empty() {
         return Err(ScoreError::NoActivatingImages);
     }
     let activating: Vec<&Embedding> = activating.iter().collect();
     let images = highest_first(candidates);
-    let concepts: Vec<Vec<&Usable>> = (0..candidates.len())
-        .map(|candidate| images.iter().filter(|x| x.candidate == candidate).collect())
-        .collect();
-    let topk: Vec<f64> = concepts
-        .iter()
-        .filter(|own| !own.is_empty())
-        .map(|own| topk_squared(own, parameters.beta))
-        .collect();
+    let own = |candidate| -> Vec<&Usable> { images.iter().filter(|x| x.candidate == candidate).collect() };
+    let concepts: Vec<Vec<&Usable>> = (0..candidates.len()).map(own).collect();
+    let counted = concepts.iter().filter(|own| !own.is_empty());
+    let topk: Vec<f64> = counted.map(|own| topk_squared(own, parameters.beta)).collect();
 
     let mut ranked = Vec::with_capacity(concepts.len());
     for (candidate, (own, generated)) in concepts.iter().zip(candidates).enumerate() {
@@ -103,27 +95,10 @@ pub fn rank_concepts(
         for image in own {
             ranks[image.index] = Some(image.rank);
         }
-        let scores = if own.is_empty() {
-            None
-        } else {
-            let topk_squared = topk_squared(own, parameters.beta);
-            let image_products = image_products(&activating, own, parameters)?;
-            Some(Scores {
-                mean: -own.iter().map(|x| f64::from(x.rank)).sum::<f64>() / own.len() as f64,
-                topk_squared,
-                image_products,
-                topk_squared_image_products: factor(topk_squared, &topk, image_products < 0.0)
-                    * image_products,
-            })
-        };
-        ranked.push(RankedConcept {
-            candidate,
-            ranks,
-            scores,
-        });
+        let scores = if own.is_empty() { None } else { Some(scores(&activating, own, &topk, parameters)?) };
+        ranked.push(RankedConcept { candidate, ranks, scores });
     }
-    let score =
-        |concept: &RankedConcept| concept.scores.map(|scores| scores.by(parameters.scoring));
+    let score = |concept: &RankedConcept| concept.scores.map(|scores| scores.by(parameters.scoring));
     ranked.sort_by(|a, b| score(b).partial_cmp(&score(a)).unwrap_or(Ordering::Equal));
     Ok(ranked)
 }
@@ -142,40 +117,21 @@ struct Usable<'a> {
 
 /// All usable images: highest activation first, then the earlier candidate's, then the earlier.
 fn highest_first(candidates: &[Vec<Option<GeneratedImage>>]) -> Vec<Usable<'_>> {
-    let all = candidates
-        .iter()
-        .enumerate()
-        .flat_map(|(candidate, images)| {
-            images
-                .iter()
-                .enumerate()
-                .map(move |(i, image)| (candidate, i, image))
-        });
-    let usable: Vec<(usize, usize, &GeneratedImage)> = all
-        .filter_map(|(candidate, i, image)| {
-            image
-                .as_ref()
-                .filter(|x| x.activation.is_finite())
-                .map(|x| (candidate, i, x))
-        })
-        .collect();
-    let ranks = ranks(
-        &usable
-            .iter()
-            .map(|(_, _, image)| image.activation)
-            .collect::<Vec<_>>(),
-    );
-    let mut images: Vec<Usable> = usable
-        .into_iter()
-        .zip(ranks)
-        .map(|((candidate, index, image), rank)| Usable {
-            candidate,
-            index,
-            embedding: &image.embedding,
-            rank,
-            place: 0,
-        })
-        .collect();
+    let mut images = Vec::new();
+    let mut activations = Vec::new();
+    for (candidate, generated) in candidates.iter().enumerate() {
+        for (index, image) in generated.iter().enumerate() {
+            if let Some(GeneratedImage { activation, embedding }) = image
+                && activation.is_finite()
+            {
+                images.push(Usable { candidate, index, embedding, rank: 0, place: 0 });
+                activations.push(*activation);
+            }
+        }
+    }
+    for (image, rank) in images.iter_mut().zip(ranks(&activations)) {
+        image.rank = rank;
+    }
     images.sort_by_key(|image| image.rank);
     for (place, image) in images.iter_mut().enumerate() {
         image.place = place;
@@ -183,43 +139,26 @@ fn highest_first(candidates: &[Vec<Option<GeneratedImage>>]) -> Vec<Usable<'_>> 
     images
 }
 
-/// Given a concept's images, highest first.
+/// The scores of a concept, given its images, at least one, highest first, and the *TopK Squared* of all concepts.
+fn scores(activating: &[&Embedding], own: &[&Usable], topk: &[f64], parameters: &Parameters) -> Result<Scores, DimensionError> {
+    let mean = -own.iter().map(|x| f64::from(x.rank)).sum::<f64>() / own.len() as f64;
+    let topk_squared = topk_squared(own, parameters.beta);
+    let image_products = image_products(activating, own, parameters)?;
+    let rank = topk.iter().filter(|other| **other > topk_squared).count();
+    let factor = if image_products < 0.0 { rank + 1 } else { topk.len() - rank };
+    Ok(Scores { mean, topk_squared, image_products, topk_squared_image_products: factor as f64 * image_products })
+}
+
 fn topk_squared(own: &[&Usable], beta: u32) -> f64 {
-    let lowest = &own[..own.len().min(beta as usize)];
-    -lowest
-        .iter()
-        .map(|x| f64::from(x.rank).powi(2))
-        .sum::<f64>()
-        / lowest.len() as f64
+    let best = &own[..own.len().min(beta as usize)];
+    -best.iter().map(|x| f64::from(x.rank).powi(2)).sum::<f64>() / best.len() as f64
 }
 
-/// Given a concept's images, highest first.
-fn image_products(
-    activating: &[&Embedding],
-    own: &[&Usable],
-    parameters: &Parameters,
-) -> Result<f64, DimensionError> {
-    let chosen: Vec<&Embedding> = match parameters.generated_subset {
-        GeneratedSubset::ConceptTop => own
-            .iter()
-            .take(parameters.generated_top as usize)
-            .map(|x| x.embedding)
-            .collect(),
-        GeneratedSubset::OverallTop => own
-            .iter()
-            .filter(|x| x.place < parameters.overall_top as usize)
-            .map(|x| x.embedding)
-            .collect(),
-    };
-    if chosen.is_empty() {
-        Ok(-1.0)
-    } else {
-        mean_cosine(activating, &chosen)
-    }
-}
-
-/// What a concept's *Image Products* is multiplied by, given its *TopK Squared* and everyone's.
-fn factor(own: f64, all: &[f64], negative: bool) -> f64 {
-    let rank = all.iter().filter(|other| **other > own).count();
-    (if negative { rank + 1 } else { all.len() - rank }) as f64
+fn image_products(activating: &[&Embedding], own: &[&Usable], parameters: &Parameters) -> Result<f64, DimensionError> {
+    let chosen = own.iter().enumerate().filter(|(i, x)| match parameters.generated_subset {
+        GeneratedSubset::ConceptTop => *i < parameters.generated_top as usize,
+        GeneratedSubset::OverallTop => x.place < parameters.overall_top as usize,
+    });
+    let chosen: Vec<&Embedding> = chosen.map(|(_, x)| x.embedding).collect();
+    if chosen.is_empty() { Ok(-1.0) } else { mean_cosine(activating, &chosen) }
 }

@@ -11,9 +11,7 @@ pub fn summarize(map: &[f32], summary: Summary) -> f32 {
         return f32::NAN;
     }
     match summary {
-        Summary::Mean => {
-            (map.iter().map(|&value| f64::from(value)).sum::<f64>() / map.len() as f64) as f32
-        }
+        Summary::Mean => (map.iter().map(|&value| f64::from(value)).sum::<f64>() / map.len() as f64) as f32,
         Summary::Max => map.iter().copied().fold(f32::NEG_INFINITY, f32::max),
     }
 }

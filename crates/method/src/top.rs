@@ -39,21 +39,11 @@ pub struct Top<At, T> {
 impl<At: Ord + Copy, T> Top<At, T> {
     /// For at most `size` images: `probe_images` for those to crop, `top_images` (`K`) for the set `I`.
     pub fn new(size: usize) -> Self {
-        Self {
-            size,
-            entries: Vec::new(),
-            range: None,
-            not_finite: 0,
-        }
+        Self { size, entries: Vec::new(), range: None, not_finite: 0 }
     }
 
     /// Takes in an image. `with` is called only if it is among the highest so far. Gives the image that had to make room for it, if any.
-    pub fn offer(
-        &mut self,
-        activation: f32,
-        at: At,
-        with: impl FnOnce() -> T,
-    ) -> Option<Entry<At, T>> {
+    pub fn offer(&mut self, activation: f32, at: At, with: impl FnOnce() -> T) -> Option<Entry<At, T>> {
         if !activation.is_finite() {
             self.not_finite += 1;
             return None;
@@ -68,12 +58,7 @@ impl<At: Ord + Copy, T> Top<At, T> {
             self.widen(lowest, highest);
         }
         self.not_finite += other.not_finite;
-        for Entry {
-            activation,
-            at,
-            with,
-        } in other.entries
-        {
+        for Entry { activation, at, with } in other.entries {
             self.keep(activation, at, || with);
         }
     }
@@ -109,34 +94,19 @@ impl<At: Ord + Copy, T> Top<At, T> {
     }
 
     fn keep(&mut self, activation: f32, at: At, with: impl FnOnce() -> T) -> Option<Entry<At, T>> {
-        let place = self
-            .entries
-            .partition_point(|kept| order((kept.activation, kept.at), (activation, at)).is_lt());
+        let place = self.entries.partition_point(|kept| order((kept.activation, kept.at), (activation, at)).is_lt());
         if place >= self.size {
             return None;
         }
-        let dropped = if self.entries.len() == self.size {
-            self.entries.pop()
-        } else {
-            None
-        };
-        self.entries.insert(
-            place,
-            Entry {
-                activation,
-                at,
-                with: with(),
-            },
-        );
+        let dropped = if self.entries.len() == self.size { self.entries.pop() } else { None };
+        self.entries.insert(place, Entry { activation, at, with: with() });
         dropped
     }
 }
 
 /// Finite activations, largest first; −0 and 0 are equal.
 fn order<At: Ord>(a: (f32, At), b: (f32, At)) -> Ordering {
-    b.0.partial_cmp(&a.0)
-        .unwrap_or(Ordering::Equal)
-        .then(a.1.cmp(&b.1))
+    b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal).then(a.1.cmp(&b.1))
 }
 
 #[cfg(test)]
@@ -147,45 +117,19 @@ mod tests {
     #[test]
     fn equal_activations_are_in_the_order_of_images() {
         let mut top = Top::new(5);
-        for (activation, at) in [
-            (0.0, Crop(1, 0)),
-            (-0.0, Crop(0, 1)),
-            (0.0, Original(7)),
-            (1.0, Crop(9, 9)),
-            (0.0, Original(2)),
-            (0.0, Crop(0, 0)),
-        ] {
+        for (activation, at) in [(0.0, Crop(1, 0)), (-0.0, Crop(0, 1)), (0.0, Original(7)), (1.0, Crop(9, 9)), (0.0, Original(2)), (0.0, Crop(0, 0))] {
             top.offer(activation, at, || ());
         }
-        let order: Vec<Source> = top
-            .into_entries()
-            .into_iter()
-            .map(|entry| entry.at)
-            .collect();
-        assert_eq!(
-            order,
-            [Crop(9, 9), Original(2), Original(7), Crop(0, 0), Crop(0, 1)]
-        );
+        let order: Vec<Source> = top.into_entries().into_iter().map(|entry| entry.at).collect();
+        assert_eq!(order, [Crop(9, 9), Original(2), Original(7), Crop(0, 0), Crop(0, 1)]);
     }
 
     #[test]
     fn only_what_is_kept_is_asked_for_and_what_makes_room_is_given_back() {
         let mut top = Top::new(1);
         assert_eq!(top.offer(1.0, 0, || "first"), None);
-        assert_eq!(
-            top.offer(1.0, 1, || panic!(
-                "an equal activation that comes later is not kept"
-            )),
-            None
-        );
-        assert_eq!(
-            top.offer(2.0, 2, || "third"),
-            Some(Entry {
-                activation: 1.0,
-                at: 0,
-                with: "first"
-            })
-        );
+        assert_eq!(top.offer(1.0, 1, || panic!("an equal activation that comes later is not kept")), None);
+        assert_eq!(top.offer(2.0, 2, || "third"), Some(Entry { activation: 1.0, at: 0, with: "first" }));
         let mut none = Top::new(0);
         assert_eq!(none.offer(1.0, 0, || panic!("there is no room")), None);
     }
@@ -202,17 +146,8 @@ mod tests {
         assert!(with(&[0.5, 0.5, 0.5, 0.5, f32::NAN]).is_dead());
         assert!(with(&[0.0, -0.0]).is_dead());
         assert!(with(&[f32::INFINITY]).is_dead());
-        assert!(
-            !with(&[0.5, 0.5, 0.5, 0.5, 0.25]).is_dead(),
-            "also told by what was not kept"
-        );
-        assert_eq!(
-            with(&[0.5, f32::NAN, -1.0, f32::INFINITY, f32::NEG_INFINITY]).range(),
-            Some((-1.0, 0.5))
-        );
-        assert_eq!(
-            with(&[0.5, f32::NAN, -1.0, f32::INFINITY, f32::NEG_INFINITY]).not_finite(),
-            3
-        );
+        assert!(!with(&[0.5, 0.5, 0.5, 0.5, 0.25]).is_dead(), "also told by what was not kept");
+        assert_eq!(with(&[0.5, f32::NAN, -1.0, f32::INFINITY, f32::NEG_INFINITY]).range(), Some((-1.0, 0.5)));
+        assert_eq!(with(&[0.5, f32::NAN, -1.0, f32::INFINITY, f32::NEG_INFINITY]).not_finite(), 3);
     }
 }

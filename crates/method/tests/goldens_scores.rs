@@ -1,5 +1,7 @@
 //! Ranks and scores against NumPy's (`goldens/make.py`).
 
+#![allow(clippy::unwrap_used, reason = "it is all tests")]
+
 mod common;
 
 use common::goldens;
@@ -43,24 +45,12 @@ fn ranks_and_scores_are_the_same() {
     for case in cases {
         let embedding = |components: &Vec<f32>| Embedding::new(components).unwrap();
         let activating: Vec<Embedding> = case.activating.iter().map(embedding).collect();
-        let image = |image: &Image| GeneratedImage {
-            activation: image.activation,
-            embedding: embedding(&image.embedding),
-        };
-        let candidates: Vec<Vec<Option<GeneratedImage>>> = case
-            .candidates
-            .iter()
-            .map(|images| images.iter().map(|x| x.as_ref().map(image)).collect())
-            .collect();
+        let image = |image: &Image| GeneratedImage { activation: image.activation, embedding: embedding(&image.embedding) };
+        let candidates: Vec<Vec<Option<GeneratedImage>>> =
+            case.candidates.iter().map(|images| images.iter().map(|x| x.as_ref().map(image)).collect()).collect();
         let ranked = rank_concepts(&activating, &candidates, &case.parameters).unwrap();
 
-        assert_eq!(
-            ranked
-                .iter()
-                .map(|concept| concept.candidate)
-                .collect::<Vec<_>>(),
-            case.order
-        );
+        assert_eq!(ranked.iter().map(|concept| concept.candidate).collect::<Vec<_>>(), case.order);
         for concept in &ranked {
             assert_eq!(concept.ranks, case.ranks[concept.candidate]);
             let expected = &case.scores[concept.candidate];
@@ -73,50 +63,22 @@ fn ranks_and_scores_are_the_same() {
                 (found.mean, expected.mean),
                 (found.topk_squared, expected.topk_squared),
                 (found.image_products, expected.image_products),
-                (
-                    found.topk_squared_image_products,
-                    expected.topk_squared_image_products,
-                ),
+                (found.topk_squared_image_products, expected.topk_squared_image_products),
             ];
-            assert!(
-                pairs
-                    .iter()
-                    .all(|(found, expected)| (found - expected).abs()
-                        <= 1e-12 * expected.abs().max(1.0)),
-                "{pairs:?}"
-            );
+            assert!(pairs.iter().all(|(found, expected)| (found - expected).abs() <= 1e-12 * expected.abs().max(1.0)), "{pairs:?}");
             negative += usize::from(found.image_products < 0.0);
             overall += usize::from(found.image_products == -1.0);
         }
         let scoring = case.parameters.scoring;
         ties += ranked
             .windows(2)
-            .filter(|pair| {
-                pair.iter().all(|c| c.scores.is_some())
-                    && pair[0].scores.map(|s| s.by(scoring))
-                        == pair[1].scores.map(|s| s.by(scoring))
-            })
+            .filter(|pair| pair.iter().all(|c| c.scores.is_some()) && pair[0].scores.map(|s| s.by(scoring)) == pair[1].scores.map(|s| s.by(scoring)))
             .count();
-        scorings[[
-            Scoring::Mean,
-            Scoring::TopkSquared,
-            Scoring::ImageProducts,
-            Scoring::TopkSquaredImageProducts,
-        ]
-        .iter()
-        .position(|s| *s == scoring)
-        .unwrap()] += 1;
-        assert!(
-            case.parameters.generated_subset == GeneratedSubset::OverallTop
-                || ranked
-                    .iter()
-                    .all(|c| c.scores.is_none_or(|s| s.image_products > -1.0))
-        );
+        scorings
+            [[Scoring::Mean, Scoring::TopkSquared, Scoring::ImageProducts, Scoring::TopkSquaredImageProducts].iter().position(|s| *s == scoring).unwrap()] += 1;
+        assert!(case.parameters.generated_subset == GeneratedSubset::OverallTop || ranked.iter().all(|c| c.scores.is_none_or(|s| s.image_products > -1.0)));
     }
     // The cases are there that the rules are about.
-    assert!(
-        negative >= 100 && ties >= 20 && without >= 20 && overall >= 10,
-        "{negative} {ties} {without} {overall}"
-    );
+    assert!(negative >= 100 && ties >= 20 && without >= 20 && overall >= 10, "{negative} {ties} {without} {overall}");
     assert!(scorings.iter().all(|cases| *cases >= 20), "{scorings:?}");
 }

@@ -1,5 +1,7 @@
 //! What holds of every attention crop.
 
+#![allow(clippy::unwrap_used, reason = "it is all tests")]
+
 use dnd_method::{
     boxes::BoundingBox,
     canvas::{Canvas, Seen},
@@ -12,13 +14,8 @@ use dnd_method::{
 use proptest::prelude::*;
 
 fn map_of(value: impl Strategy<Value = f32> + Clone) -> impl Strategy<Value = Map> {
-    let values = (1_usize..12, 1_usize..12).prop_flat_map(move |(height, width)| {
-        (
-            Just(height),
-            Just(width),
-            prop::collection::vec(value.clone(), height * width),
-        )
-    });
+    let values =
+        (1_usize..12, 1_usize..12).prop_flat_map(move |(height, width)| (Just(height), Just(width), prop::collection::vec(value.clone(), height * width)));
     values.prop_map(|(height, width, values)| Map::new(height, width, values).unwrap())
 }
 
@@ -28,11 +25,7 @@ fn levels() -> impl Strategy<Value = Map> {
 }
 
 fn map() -> impl Strategy<Value = Map> {
-    prop_oneof![
-        levels(),
-        map_of(-1e3_f32..1e3),
-        map_of(prop_oneof![3 => Just(0.0_f32), 1 => 0.0_f32..1.0])
-    ]
+    prop_oneof![levels(), map_of(-1e3_f32..1e3), map_of(prop_oneof![3 => Just(0.0_f32), 1 => 0.0_f32..1.0])]
 }
 
 /// A picture's sides, and which part of it was seen: the whole, or a square of its middle.
@@ -40,46 +33,30 @@ fn picture() -> impl Strategy<Value = (u32, u32, Seen)> {
     (1_u32..200, 1_u32..200, any::<bool>()).prop_map(|(width, height, whole)| {
         let (w, h) = (f64::from(width), f64::from(height));
         let side = w.min(h) * 0.875;
-        let seen = if whole {
-            Seen::new(0.0, 0.0, w, h)
-        } else {
-            Seen::new((w - side) / 2.0, (h - side) / 2.0, side, side)
-        };
+        let seen = if whole { Seen::new(0.0, 0.0, w, h) } else { Seen::new((w - side) / 2.0, (h - side) / 2.0, side, side) };
         (width, height, seen.unwrap())
     })
 }
 
 fn parameters() -> impl Strategy<Value = Parameters> {
-    (0_u32..6, 0.0_f32..=1.0, 0.0_f32..=1.0, 1_u32..100).prop_map(
-        |(crops_per_image, crop_iou, canvas_iou, canvas_side)| Parameters {
-            crops_per_image,
-            crop_iou,
-            canvas_iou,
-            canvas_side,
-            ..Parameters::default()
-        },
-    )
+    (0_u32..6, 0.0_f32..=1.0, 0.0_f32..=1.0, 1_u32..100).prop_map(|(crops_per_image, crop_iou, canvas_iou, canvas_side)| Parameters {
+        crops_per_image,
+        crop_iou,
+        canvas_iou,
+        canvas_side,
+        ..Parameters::default()
+    })
 }
 
 fn inside(inner: &BoundingBox, outer: &BoundingBox) -> bool {
-    let held = outer.left <= inner.left
-        && inner.right <= outer.right
-        && outer.top <= inner.top
-        && inner.bottom <= outer.bottom;
+    let held = outer.left <= inner.left && inner.right <= outer.right && outer.top <= inner.top && inner.bottom <= outer.bottom;
     held && inner.left < inner.right && inner.top < inner.bottom
 }
 
 /// A picture mirrored from left to right.
 fn mirrored(map: &Map) -> Map {
     let (height, width) = map.size();
-    Map::new(
-        height,
-        width,
-        map.rows()
-            .flat_map(|row| row.iter().rev().copied())
-            .collect(),
-    )
-    .unwrap()
+    Map::new(height, width, map.rows().flat_map(|row| row.iter().rev().copied()).collect()).unwrap()
 }
 
 proptest! {

@@ -1,5 +1,7 @@
 //! What holds of every choice by activation: top images, ranks, scores, labels.
 
+#![allow(clippy::unwrap_used, reason = "it is all tests")]
+
 use dnd_method::{
     embedding::Embedding,
     labels::distinct_labels,
@@ -26,17 +28,9 @@ fn finite() -> impl Strategy<Value = f32> {
 
 /// Different images with their activations, in any order.
 fn images() -> impl Strategy<Value = Vec<(f32, Source)>> {
-    let source = prop_oneof![
-        (0_u64..20).prop_map(Source::Original),
-        (0_u64..20, 0_u32..4).prop_map(|(parent, crop)| Source::Crop(parent, crop))
-    ];
+    let source = prop_oneof![(0_u64..20).prop_map(Source::Original), (0_u64..20, 0_u32..4).prop_map(|(parent, crop)| Source::Crop(parent, crop))];
     prop::collection::btree_map(source, activation(), 0..40)
-        .prop_map(|images| {
-            images
-                .into_iter()
-                .map(|(at, activation)| (activation, at))
-                .collect::<Vec<_>>()
-        })
+        .prop_map(|images| images.into_iter().map(|(at, activation)| (activation, at)).collect::<Vec<_>>())
         .prop_shuffle()
 }
 
@@ -49,47 +43,27 @@ fn top_of(size: usize, images: &[(f32, Source)]) -> Top<Source, u32> {
 }
 
 fn embedding() -> impl Strategy<Value = Embedding> {
-    prop::array::uniform3(-1.0_f32..1.0).prop_filter_map("no direction", |components| {
-        Embedding::new(&components).ok()
-    })
+    prop::array::uniform3(-1.0_f32..1.0).prop_filter_map("no direction", |components| Embedding::new(&components).ok())
 }
 
 fn candidates() -> impl Strategy<Value = Vec<Vec<Option<GeneratedImage>>>> {
-    let image = (activation(), embedding()).prop_map(|(activation, embedding)| GeneratedImage {
-        activation,
-        embedding,
-    });
-    prop::collection::vec(
-        prop::collection::vec(prop::option::weighted(0.8, image), 1..6),
-        1..6,
-    )
+    let image = (activation(), embedding()).prop_map(|(activation, embedding)| GeneratedImage { activation, embedding });
+    prop::collection::vec(prop::collection::vec(prop::option::weighted(0.8, image), 1..6), 1..6)
 }
 
 fn parameters() -> impl Strategy<Value = Parameters> {
-    let scorings = vec![
-        Scoring::Mean,
-        Scoring::TopkSquared,
-        Scoring::ImageProducts,
-        Scoring::TopkSquaredImageProducts,
-    ];
+    let scorings = vec![Scoring::Mean, Scoring::TopkSquared, Scoring::ImageProducts, Scoring::TopkSquaredImageProducts];
     let subsets = vec![GeneratedSubset::ConceptTop, GeneratedSubset::OverallTop];
-    (
-        prop::sample::select(scorings),
-        1_u32..7,
-        1_u32..7,
-        prop::sample::select(subsets),
-        1_u32..12,
+    (prop::sample::select(scorings), 1_u32..7, 1_u32..7, prop::sample::select(subsets), 1_u32..12).prop_map(
+        |(scoring, beta, generated_top, generated_subset, overall_top)| Parameters {
+            scoring,
+            beta,
+            generated_top,
+            generated_subset,
+            overall_top,
+            ..Parameters::default()
+        },
     )
-        .prop_map(
-            |(scoring, beta, generated_top, generated_subset, overall_top)| Parameters {
-                scoring,
-                beta,
-                generated_top,
-                generated_subset,
-                overall_top,
-                ..Parameters::default()
-            },
-        )
 }
 
 /// Of each concept its scores, by candidate.
@@ -252,36 +226,12 @@ proptest! {
 
 #[test]
 fn nothing_is_scored_without_activating_images_or_with_embeddings_of_two_models() {
-    let image = |components: &[f32]| {
-        Some(GeneratedImage {
-            activation: 1.0,
-            embedding: Embedding::new(components).unwrap(),
-        })
-    };
+    let image = |components: &[f32]| Some(GeneratedImage { activation: 1.0, embedding: Embedding::new(components).unwrap() });
     let error = rank_concepts(&[], &[vec![image(&[1.0])]], &Parameters::default()).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "there is no activating image to compare generated ones with"
-    );
+    assert_eq!(error.to_string(), "there is no activating image to compare generated ones with");
     let activating = [Embedding::new(&[1.0, 2.0]).unwrap()];
-    let error =
-        rank_concepts(&activating, &[vec![image(&[1.0])]], &Parameters::default()).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "embeddings of 2 and of 1 dimensions can't be compared"
-    );
-    assert!(
-        distinct_labels(
-            &[
-                Embedding::new(&[1.0]).unwrap(),
-                Embedding::new(&[1.0, 2.0]).unwrap()
-            ],
-            &Parameters::default()
-        )
-        .is_err()
-    );
-    assert_eq!(
-        rank_concepts(&activating, &[], &Parameters::default()).unwrap(),
-        []
-    );
+    let error = rank_concepts(&activating, &[vec![image(&[1.0])]], &Parameters::default()).unwrap_err();
+    assert_eq!(error.to_string(), "embeddings of 2 and of 1 dimensions can't be compared");
+    assert!(distinct_labels(&[Embedding::new(&[1.0]).unwrap(), Embedding::new(&[1.0, 2.0]).unwrap()], &Parameters::default()).is_err());
+    assert_eq!(rank_concepts(&activating, &[], &Parameters::default()).unwrap(), []);
 }

@@ -1,5 +1,7 @@
 //! What holds of prompts, answers and draws.
 
+#![allow(clippy::unwrap_used, reason = "it is all tests")]
+
 use std::collections::HashSet;
 
 use dnd_method::{
@@ -14,8 +16,7 @@ fn answer() -> impl Strategy<Value = String> {
     prop_oneof![
         prop::collection::vec(
             prop::sample::select(vec![
-                "Red", "dots", "design", "Graphics", "É", "Σ", "\"", "'", "`", "“", "”", "‘", "’",
-                ".", ",", ":", " ", "\n", ". ", "Label: "
+                "Red", "dots", "design", "Graphics", "É", "Σ", "\"", "'", "`", "“", "”", "‘", "’", ".", ",", ":", " ", "\n", ". ", "Label: "
             ]),
             0..8
         )
@@ -25,18 +26,7 @@ fn answer() -> impl Strategy<Value = String> {
 }
 
 fn concept() -> impl Strategy<Value = String> {
-    prop_oneof![
-        prop::sample::select(vec![
-            "",
-            "dots",
-            "a design",
-            "a design background",
-            "graphics",
-            "red"
-        ])
-        .prop_map(str::to_owned),
-        answer()
-    ]
+    prop_oneof![prop::sample::select(vec!["", "dots", "a design", "a design background", "graphics", "red"]).prop_map(str::to_owned), answer()]
 }
 
 proptest! {
@@ -180,28 +170,11 @@ proptest! {
 #[test]
 fn noise_is_normal() {
     let values = noise(0, "polka dots", 0, 1 << 16);
-    let moment = |power: i32| {
-        values
-            .iter()
-            .map(|v| f64::from(*v).powi(power))
-            .sum::<f64>()
-            / values.len() as f64
-    };
+    let moment = |power: i32| values.iter().map(|v| f64::from(*v).powi(power)).sum::<f64>() / values.len() as f64;
     // Five standard errors.
-    let close = |found: f64, expected: f64, variance: f64| {
-        (found - expected).abs() < 5.0 * (variance / values.len() as f64).sqrt()
-    };
-    assert!(
-        close(moment(1), 0.0, 1.0)
-            && close(moment(2), 1.0, 2.0)
-            && close(moment(3), 0.0, 15.0)
-            && close(moment(4), 3.0, 96.0)
-    );
-    let neighbours = values
-        .windows(2)
-        .map(|pair| f64::from(pair[0]) * f64::from(pair[1]))
-        .sum::<f64>()
-        / values.len() as f64;
+    let close = |found: f64, expected: f64, variance: f64| (found - expected).abs() < 5.0 * (variance / values.len() as f64).sqrt();
+    assert!(close(moment(1), 0.0, 1.0) && close(moment(2), 1.0, 2.0) && close(moment(3), 0.0, 15.0) && close(moment(4), 3.0, 96.0));
+    let neighbours = values.windows(2).map(|pair| f64::from(pair[0]) * f64::from(pair[1])).sum::<f64>() / values.len() as f64;
     assert!(close(neighbours, 0.0, 1.0));
 }
 
@@ -215,10 +188,7 @@ fn tokens_are_drawn_as_often_as_their_softmax_says() {
     }
     for (count, weight) in counts.iter().zip(weights) {
         let p = weight / weights.iter().sum::<f64>();
-        assert!(
-            (f64::from(*count) / 20_000.0 - p).abs() < 5.0 * (p * (1.0 - p) / 20_000.0).sqrt(),
-            "{counts:?}"
-        );
+        assert!((f64::from(*count) / 20_000.0 - p).abs() < 5.0 * (p * (1.0 - p) / 20_000.0).sqrt(), "{counts:?}");
     }
 }
 
@@ -233,13 +203,7 @@ fn every_place_of_a_shuffle_is_equally_likely() {
         }
     }
     // Five standard deviations of 10,000 draws with probability 1/5.
-    assert!(
-        counts
-            .iter()
-            .flatten()
-            .all(|count| count.abs_diff(2000) < 200),
-        "{counts:?}"
-    );
+    assert!(counts.iter().flatten().all(|count| count.abs_diff(2000) < 200), "{counts:?}");
 }
 
 #[test]
@@ -247,9 +211,6 @@ fn words_go_on_from_block_to_block() {
     let key = Key::new(&[b"test"]);
     let words: Vec<u32> = key.words().take(12).collect();
     for (block, four) in words.chunks_exact(4).enumerate() {
-        assert_eq!(
-            dnd_method::draw::philox4x32_10([block as u32, 0, 0, 0], key.0),
-            four
-        );
+        assert_eq!(dnd_method::draw::philox4x32_10([block as u32, 0, 0, 0], key.0), four);
     }
 }

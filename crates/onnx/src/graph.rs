@@ -118,7 +118,14 @@ impl Network {
     pub fn layers(&self) -> Result<Vec<Layer>, Error> {
         let graph = self.graph()?;
         let modules = module_outputs(graph);
-        let by_value: HashMap<&str, &str> = modules.iter().map(|(path, value)| (*value, path.as_str())).collect();
+        // Several modules may end in one value (layer4, layer4.1 and layer4.1.relu): the outermost has its name.
+        let mut by_value: HashMap<&str, &str> = HashMap::new();
+        for (path, value) in &modules {
+            let name = by_value.entry(value).or_insert(path);
+            if path.len() < name.len() {
+                *name = path;
+            }
+        }
         let layers = graph.node.iter().filter(|node| node.op_type() != "Constant").flat_map(|node| {
             node.output.iter().filter(|value| !value.is_empty()).map(|value| Layer {
                 name: by_value.get(value.as_str()).map_or_else(|| value.clone(), |path| (*path).to_owned()),
@@ -134,7 +141,7 @@ impl Network {
         let layers = self.layers()?;
         let modules = module_outputs(self.graph()?);
         let at = |value: &str| layers.iter().find(|layer| layer.value == value).cloned();
-        // Several modules may end in one value (layer4 and layer4.1): a path that was asked for is the name that results use.
+        // A path that was asked for is the name that results use.
         let module = |path: &str| modules.get(path).and_then(|value| at(value)).map(|layer| Layer { name: path.to_owned(), ..layer });
         if let Some(layer) = module(asked).or_else(|| at(asked)) {
             return Ok(layer);

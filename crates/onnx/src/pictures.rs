@@ -1,12 +1,16 @@
 //! Pictures to tensors: decoding with limits, resizing as Pillow does, normalising.
 
-use std::io::Cursor;
+use std::{
+    io::{self, Cursor},
+    path::{Path, PathBuf},
+};
 
 use dnd_mesh::MAX_PICTURE_BYTES;
 use dnd_proto::v1::{Preprocessing, Resampling, ResizeMode};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, images::Image as Pixels};
 use image::{DynamicImage, ImageDecoder as _, ImageReader, RgbImage};
 use serde::Deserialize;
+use walkdir::WalkDir;
 
 use crate::Error;
 
@@ -23,6 +27,36 @@ impl Default for PictureLimits {
     fn default() -> Self {
         Self { bytes: MAX_PICTURE_BYTES, pixels: 64_000_000 }
     }
+}
+
+/// Files with these endings are taken for pictures; others in a folder are not looked at.
+pub const ENDINGS: [&str; 11] = ["bmp", "gif", "jpeg", "jpg", "pbm", "pgm", "png", "ppm", "tif", "tiff", "webp"];
+
+/// Whether a file is taken for a picture, by its name: one of [`ENDINGS`], and not hidden.
+pub fn is_picture(path: &Path) -> bool {
+    let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+    let ending = path.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase());
+    !hidden && ending.is_some_and(|ending| ENDINGS.contains(&ending.as_str()))
+}
+
+/// The pictures in a folder and its subfolders, links followed: each one's name, relative to the folder with `/` between parts, and its
+/// file, in the order of the names' bytes. What of the folder can't be listed is left out.
+pub fn in_folder(root: &Path) -> io::Result<Vec<(String, PathBuf)>> {
+    let mut pictures = Vec::new();
+    for entry in WalkDir::new(root).follow_links(true) {
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(error) if error.depth() > 0 => continue,
+            Err(error) => return Err(error.into()),
+        };
+        if entry.file_type().is_file() && is_picture(entry.path()) {
+            let relative = entry.path().strip_prefix(root).unwrap_or(entry.path());
+            let name = relative.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/");
+            pictures.push((name, entry.into_path()));
+        }
+    }
+    pictures.sort_by(|a, b| a.0.as_bytes().cmp(b.0.as_bytes()));
+    Ok(pictures)
 }
 
 /// Decodes a picture (of an animation the first frame) upright, by its EXIF orientation, and as RGB; transparency is dropped.

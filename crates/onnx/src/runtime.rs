@@ -92,7 +92,7 @@ impl EngineArgs {
 
     /// How results come about, for provenance: library, version, provider, precision, instruction set.
     pub fn engine(&self) -> String {
-        let version = library_version().unwrap_or("?");
+        let version = library_version().unwrap_or_else(|| "?".to_owned());
         format!("onnxruntime {version} {} fp32 {}", self.provider, instruction_set())
     }
 }
@@ -126,10 +126,11 @@ pub fn library_path() -> Result<&'static Path, Error> {
     loaded().map(|(_, path)| path.as_path())
 }
 
-/// The library's version, once it is loaded.
-pub fn library_version() -> Option<&'static str> {
+/// What the library says it was built from, once it is loaded: a release (`1.31.1`), or a commit (`commit 6af1a93`).
+pub fn library_version() -> Option<String> {
     loaded().ok()?;
-    ort::info().split(&[',', ' '][..]).find_map(|word| word.strip_prefix("git-branch=rel-").or_else(|| word.strip_prefix('v')))
+    let said = |key: &str| ort::info().split([',', ' ']).find_map(|word| word.strip_prefix(key)).map(str::to_owned);
+    said("git-branch=rel-").or_else(|| said("git-commit-id=").map(|commit| format!("commit {commit}")))
 }
 
 fn load_library() -> Result<(Environment, PathBuf), String> {
@@ -162,6 +163,11 @@ pub fn session_of(model: &[u8], folder: &Path, args: &EngineArgs) -> Result<Sess
     const EXTERNAL_DATA: &str = "session.model_external_initializers_file_folder_path";
     let builder = builder(args)?.with_config_entry(EXTERNAL_DATA, folder.to_string_lossy());
     builder.map_err(ort::Error::from)?.commit_from_memory(model).map_err(|e| Error::Graph(format!("ONNX Runtime does not take the network: {e}")))
+}
+
+/// Whether a provider can be used here; the error says what is missing.
+pub fn check_provider(provider: Provider) -> Result<(), Error> {
+    builder(&EngineArgs { provider, ..EngineArgs::default() }).map(drop)
 }
 
 fn builder(args: &EngineArgs) -> Result<SessionBuilder, Error> {

@@ -210,16 +210,28 @@ struct Runner {
     unconditional: Vec<f32>,
 }
 
-/// How the UNet takes its time step: as what, and as a scalar or one a picture.
+/// How the UNet takes its time step.
 #[derive(Debug, Clone, Copy)]
 struct Timestep {
     kind: TensorElementType,
-    scalar: bool,
+    shape: TimestepShape,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum TimestepShape {
+    Scalar,
+    /// One for all pictures, which the graph broadcasts.
+    One,
+    OneEach,
 }
 
 impl Timestep {
     fn tensor(self, value: f64, batch: usize) -> Result<SessionInputValue<'static>, Error> {
-        let (shape, count) = if self.scalar { (vec![], 1) } else { (vec![batch], batch) };
+        let (shape, count) = match self.shape {
+            TimestepShape::Scalar => (vec![], 1),
+            TimestepShape::One => (vec![1], 1),
+            TimestepShape::OneEach => (vec![batch], batch),
+        };
         Ok(match self.kind {
             TensorElementType::Int64 => Tensor::from_array((shape, vec![value as i64; count]))?.into(),
             TensorElementType::Int32 => Tensor::from_array((shape, vec![value as i32; count]))?.into(),
@@ -242,8 +254,13 @@ impl Runner {
         let text_ids = input(&text_encoder, &parts.text_encoder, "input_ids")?.tensor_type().ok_or_else(|| no_tensor(&parts.text_encoder, "input_ids"))?;
         let timestep = input(&unet, &parts.unet, "timestep")?;
         let (Some(kind), Some(shape)) = (timestep.tensor_type(), timestep.tensor_shape()) else { return Err(no_tensor(&parts.unet, "timestep")) };
-        // A rank-1 timestep of fixed length 1 is broadcast over the batch by the graph, as a scalar is.
-        let timestep = Timestep { kind, scalar: shape.is_empty() };
+        let shape = match shape[..] {
+            [] => TimestepShape::Scalar,
+            [1] => TimestepShape::One,
+            [_] => TimestepShape::OneEach,
+            _ => return Err(Error::file(&parts.unet, "timestep has more than one axis")),
+        };
+        let timestep = Timestep { kind, shape };
         input(&unet, &parts.unet, "encoder_hidden_states")?;
         input(&vae_decoder, &parts.vae_decoder, "latent_sample")?;
         let mut runner = Self {

@@ -18,8 +18,9 @@ import cv2
 import numpy as np
 
 HERE = Path(__file__).parent
-# A resized value this close to the middle between two bytes may be rounded either way; which way OpenCV took is written down.
-NEAR = 2.5e-4
+# A resized value this close to the middle between two bytes may be rounded either way: OpenCV's own results with and without
+# cv2.setUseOptimized differ by up to 5e-4. Which way it took is written down.
+NEAR = 6e-4
 
 
 def write(name, cases):
@@ -182,8 +183,9 @@ def iou(a, b):
 
 
 def crop_case(rng, name, values, picture, side=375, alpha=4, eta=0.5, canvas_iou=0.8):
+    """With no rng the network sees the whole picture."""
     values = np.asarray(values, np.float32)
-    seen = seen_of(rng, picture)
+    seen = seen_of(rng, picture) if rng else (Fraction(0), Fraction(0), Fraction(picture[0]), Fraction(picture[1]))
     top, left, height, width = seen
     canvas = canvas_of(seen, side)
     case = {
@@ -255,14 +257,9 @@ def crops():
             add(kind, shape, picture, None if kind is noise else 3)
     # A map of the canvas's size: every pixel is what it was, so that regions of all forms are left as they are drawn.
     for kind in (binary, nested, rings, diagonals, checkerboard, ties, boxes, sparse):
-        for _ in range(6):
+        for _ in range(8):
             shape = (side(8, 40), side(8, 40))
-            picture = shape
-            values = np.round(kind(rng, *shape), 2)
-            case = crop_case(np.random.default_rng(0), kind.__name__ + " as drawn", values, picture)
-            while case["canvas"] != [*shape]:
-                case = crop_case(rng, kind.__name__ + " as drawn", values, picture)
-            cases.append(case)
+            cases.append(crop_case(None, kind.__name__ + " as drawn", np.round(kind(rng, *shape), 2), shape))
     # Shrunk, and large maps.
     for kind in (noise, blobs, rings, binary, boxes):
         add(kind, (28, 28), (side(8, 27), side(8, 27)), 2)
@@ -276,18 +273,18 @@ def crops():
     for shape in ((1, 1), (7, 7), (1, 9), (5, 2)):
         add(constant, shape, (50, 60))
     add(noise, (1, 1), (50, 60))
-    # Boxes whose overlap is exactly on a bound: 4/5 of the canvas, 1/2 of each other.
+    # A box that is exactly 4/5 of the canvas; a region in a hole, and one that its neighbour goes around on two sides only.
     values = np.zeros((10, 10))
     values[:8] = 1
-    cases.append(crop_case(np.random.default_rng(0), "four fifths", values, (10, 10)))
+    cases.append(crop_case(None, "four fifths", values, (10, 10)))
     values = np.zeros((20, 30))
     values[2:12, 2] = values[2, 2:22] = values[11, 2:22] = values[2:12, 21] = 1
     values[4:9, 5:9] = 1
-    cases.append(crop_case(np.random.default_rng(0), "in a hole", values, (20, 30)))
+    cases.append(crop_case(None, "in a hole", values, (20, 30)))
     values = np.zeros((20, 30))
     values[0, :] = values[:, 0] = 1
     values[2:10, 2:] = 1
-    cases.append(crop_case(np.random.default_rng(0), "in a corner", values, (20, 30)))
+    cases.append(crop_case(None, "in a corner", values, (20, 30)))
     assert len(cases) >= 300
     write("crops.json", cases)
 

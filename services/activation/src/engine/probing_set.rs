@@ -9,13 +9,11 @@ use std::{
 
 use bytes::Bytes;
 use dnd_mesh::{Fault, blobs::Blobs};
+use dnd_onnx::pictures;
 use dnd_proto::v1::{self as proto, PictureList, probing_source::Source};
 use prost::Message as _;
 use tonic::Code;
-use walkdir::WalkDir;
 
-/// Files with these endings are taken for pictures; others in a folder are not looked at.
-const ENDINGS: [&str; 11] = ["bmp", "gif", "jpeg", "jpg", "pbm", "pgm", "png", "ppm", "tif", "tiff", "webp"];
 const MOST_SOURCES: usize = 100;
 
 /// The pictures of a probing set, in order.
@@ -70,7 +68,7 @@ impl ProbingSet {
         if sources.is_empty() || sources.len() > MOST_SOURCES {
             return Err(Fault::field("probing_set.sources", format!("{} sources; a probing set has 1 to {MOST_SOURCES}", sources.len())));
         }
-        let mut pictures = Vec::new();
+        let mut all = Vec::new();
         for (i, source) in sources.iter().enumerate() {
             let field = format!("probing_set.sources[{i}]");
             let mut found = match &source.source {
@@ -79,12 +77,12 @@ impl ProbingSet {
                 None => return Err(Fault::field(field, "neither uri nor list_digest is set")),
             };
             found.sort_by(|a, b| a.path.as_bytes().cmp(b.path.as_bytes()));
-            pictures.extend(found);
+            all.extend(found);
         }
-        if pictures.is_empty() {
-            return Err(Fault::new(Code::InvalidArgument, "NO_PICTURES", format!("no pictures in the probing set: no file ends in {}", ENDINGS.join(", "))));
+        if all.is_empty() {
+            return Err(Fault::new(Code::InvalidArgument, "NO_PICTURES", format!("no pictures in the probing set: no file ends in {}", pictures::ENDINGS.join(", "))));
         }
-        Ok(Self { pictures })
+        Ok(Self { pictures: all })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -122,43 +120,23 @@ fn from_uri(uri: &str, field: &str) -> Result<Vec<Picture>, Fault> {
     }
 }
 
-fn is_picture(path: &Path) -> bool {
-    let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
-    let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
-    !hidden && ending.is_some_and(|ending| ENDINGS.contains(&ending.as_str()))
-}
-
-fn folder(root: &Path) -> Result<Vec<Picture>, walkdir::Error> {
-    let mut pictures = Vec::new();
-    for entry in WalkDir::new(root).follow_links(true) {
-        let entry = match entry {
-            Ok(entry) => entry,
-            // A dangling or circular link, or a subfolder that may not be read, takes nothing from the rest.
-            Err(error) if error.depth() > 0 => continue,
-            Err(error) => return Err(error),
-        };
-        if entry.file_type().is_file() && is_picture(entry.path()) {
-            let relative = entry.path().strip_prefix(root).unwrap_or(entry.path());
-            let path = relative.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/");
-            pictures.push(Picture { path, place: Place::File(entry.path().to_owned()) });
-        }
-    }
-    Ok(pictures)
+fn folder(root: &Path) -> io::Result<Vec<Picture>> {
+    Ok(pictures::in_folder(root)?.into_iter().map(|(path, file)| Picture { path, place: Place::File(file) }).collect())
 }
 
 fn tar(path: &Path) -> io::Result<Vec<Picture>> {
     let tar = Arc::new(path.to_owned());
     let mut archive = tar::Archive::new(File::open(path)?);
-    let mut pictures = Vec::new();
+    let mut found = Vec::new();
     for entry in archive.entries_with_seek()? {
         let entry = entry?;
         let name = entry.path()?.into_owned();
-        if entry.header().entry_type().is_file() && is_picture(&name) {
+        if entry.header().entry_type().is_file() && pictures::is_picture(&name) {
             let place = Place::Inside { tar: Arc::clone(&tar), offset: entry.raw_file_position(), size: entry.size() };
-            pictures.push(Picture { path: name.to_string_lossy().trim_start_matches("./").to_owned(), place });
+            found.push(Picture { path: name.to_string_lossy().trim_start_matches("./").to_owned(), place });
         }
     }
-    Ok(pictures)
+    Ok(found)
 }
 
 fn from_list(digest: &str, field: &str, blobs: &Blobs) -> Result<Vec<Picture>, Fault> {

@@ -1,0 +1,42 @@
+# What a person types. `make help` lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-long bench lint fmt proto models
+
+export ORT_DYLIB_PATH ?= $(CURDIR)/third_party/onnxruntime/lib/libonnxruntime.so
+PYTHON ?= python3
+
+help: ## list what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+setup: ## put ONNX Runtime in place (part of demo and test)
+	@scripts/setup.sh
+
+demo: setup ## label the neurons of two small networks with the whole mesh; reports in out/demo
+	cargo build --release --locked -p dnd-cli
+	target/release/dnd demo --out out/demo
+
+test: setup ## all tests that fit in a coffee break or two
+	cargo test --workspace --locked
+
+test-long: test ## the tests that take long, too
+	cargo test --workspace --locked -- --ignored
+
+bench: setup ## benchmarks: ratios against a reference in the same run
+	cargo bench --workspace --locked
+
+lint: setup ## format, clippy, dependencies, proto
+	cargo fmt --all -- --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	scripts/lint.sh
+
+fmt: ## format the code
+	cargo fmt --all
+
+proto: ## lint the API
+	scripts/lint.sh proto
+
+models: ## train and export the sketch suite again, from nothing (hours)
+	cd models && $(PYTHON) -m train.all

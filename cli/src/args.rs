@@ -1,0 +1,260 @@
+//! Arguments that several commands share.
+
+use std::{fs, path::PathBuf};
+
+use clap::{
+    Args,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
+use dnd_activation::Options as ActivationOptions;
+use dnd_method::parameters::{GeneratedSubset, Scoring, Summary, TokenSummary};
+use dnd_onnx::runtime::EngineArgs;
+use dnd_orchestrator::Options as OrchestratorOptions;
+use dnd_proto::v1 as proto;
+use serde::{
+    Deserialize,
+    de::{DeserializeOwned, IntoDeserializer, value},
+};
+
+use crate::problem::Problem;
+
+/// Which network, and how pictures become its input.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct TargetArgs {
+    /// The network, an ONNX file
+    #[arg(long, value_name = "NET.onnx")]
+    pub(crate) target: PathBuf,
+    /// How pictures become the network's input: a preprocessor_config.json; by default the one beside the network, else ImageNet's usual one
+    #[arg(long, value_name = "FILE")]
+    pub(crate) preprocessing: Option<PathBuf>,
+}
+
+/// Where the mesh is: in this process, or behind an endpoint.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct MeshArgs {
+    /// Folder of the model suite; needed unless --endpoint is given
+    #[arg(long, env = "DND_MODELS", value_name = "DIR")]
+    pub(crate) models: Option<PathBuf>,
+    /// An orchestrator to ask, such as http://localhost:50051; by default the mesh runs in this process
+    #[arg(long, env = "DND_ENDPOINT", value_name = "URL")]
+    pub(crate) endpoint: Option<String>,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    #[command(flatten)]
+    pub(crate) activation: ActivationOptions,
+    #[command(flatten)]
+    pub(crate) orchestrator: OrchestratorOptions,
+}
+
+/// The method's constants; those that are not set have the paper's values. A configuration file has the same names as keys.
+#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[command(next_help_heading = "The method's constants (defaults are the paper's)")]
+pub(crate) struct Settings {
+    /// File of these constants, such as `candidates = 3`; flags win over it
+    #[arg(long, value_name = "FILE.toml")]
+    #[serde(skip)]
+    pub(crate) config: Option<PathBuf>,
+    /// Seed of every draw [default: 0]
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// g: how an activation map becomes a number [default: mean]
+    #[arg(long, value_parser = named::<Summary>(&["mean", "max"]))]
+    pub(crate) summary: Option<Summary>,
+    /// Which token of a transformer's layer counts [default: class]
+    #[arg(long, value_parser = named::<TokenSummary>(&["class", "patch_mean"]))]
+    pub(crate) token_summary: Option<TokenSummary>,
+    /// Highest activating pictures that are cropped [default: 10]
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) probe_images: Option<u32>,
+    /// alpha: attention crops of one picture at most; 0 for none [default: 4]
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) crops_per_image: Option<u32>,
+    /// eta: IoU that two crops of a picture may have at most [default: 0.5]
+    #[arg(long, value_name = "IOU")]
+    pub(crate) crop_iou: Option<f32>,
+    /// IoU with the whole canvas that a crop must stay below [default: 0.8]
+    #[arg(long, value_name = "IOU")]
+    pub(crate) canvas_iou: Option<f32>,
+    /// Longer side of the canvas that maps are thresholded on [default: 375]
+    #[arg(long, value_name = "PIXELS")]
+    pub(crate) canvas_side: Option<u32>,
+    /// K: highest activating pictures and crops that are captioned [default: 10]
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) top_images: Option<u32>,
+    /// Tokens of a caption at most [default: 32]
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) caption_max_new_tokens: Option<u32>,
+    /// Length below which a caption may not end, the start token counted [default: 5]
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) caption_min_length: Option<u32>,
+    /// Whether captions are simplified before they are summarised [default: true]
+    #[arg(long, value_name = "BOOL")]
+    pub(crate) simplify: Option<bool>,
+    /// N: summaries that are asked for [default: 5]
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) candidates: Option<u32>,
+    /// Temperature of the language model [default: 0.3]
+    #[arg(long)]
+    pub(crate) temperature: Option<f32>,
+    /// Tokens of an answer at most [default: 32]
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) answer_max_new_tokens: Option<u32>,
+    /// Q: pictures drawn of each candidate [default: 10]
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) images_per_concept: Option<u32>,
+    /// Denoising steps of a drawn picture [default: 50]
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) num_inference_steps: Option<u32>,
+    /// Scale of classifier-free guidance; 1 and below for none [default: 7.5]
+    #[arg(long, value_name = "SCALE")]
+    pub(crate) guidance_scale: Option<f32>,
+    /// The scoring function [default: topk_squared_image_products]
+    #[arg(long, value_parser = named::<Scoring>(&["mean", "topk_squared", "image_products", "topk_squared_image_products"]))]
+    pub(crate) scoring: Option<Scoring>,
+    /// beta: ranks that topk_squared looks at [default: 5]
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) beta: Option<u32>,
+    /// t: drawn pictures of a concept that image_products looks at [default: 5]
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) generated_top: Option<u32>,
+    /// Which those are: the paper's text, or the authors' code [default: concept_top]
+    #[arg(long, value_parser = named::<GeneratedSubset>(&["concept_top", "overall_top"]))]
+    pub(crate) generated_subset: Option<GeneratedSubset>,
+    /// For overall_top: how many of all drawn pictures count [default: 10]
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) overall_top: Option<u32>,
+    /// Labels that a unit may have [default: 3]
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) labels: Option<u32>,
+    /// CLIP text cosine above which a label is dropped for a better one [default: 0.81]
+    #[arg(long, value_name = "COSINE")]
+    pub(crate) label_similarity: Option<f32>,
+}
+
+/// A value by its name, as configuration files have it.
+fn named<T: DeserializeOwned + Clone + Send + Sync + 'static>(names: &'static [&'static str]) -> impl TypedValueParser<Value = T> {
+    PossibleValuesParser::new(names).try_map(|name| T::deserialize(IntoDeserializer::<value::Error>::into_deserializer(name.as_str())))
+}
+
+impl Settings {
+    /// The constants of the flags and, where those are silent, of the configuration file.
+    pub(crate) fn parameters(&self) -> Result<proto::Parameters, Problem> {
+        let file = match &self.config {
+            Some(path) => {
+                let text = fs::read_to_string(path).map_err(|e| Problem::file(path, &e))?;
+                toml::from_str(&text).map_err(|e| Problem::input(format!("{}: {}", path.display(), e.to_string().trim_end())))?
+            }
+            None => Self::default(),
+        };
+        let summary = |s: Summary| match s {
+            Summary::Mean => proto::Summary::Mean,
+            Summary::Max => proto::Summary::Max,
+        };
+        let token_summary = |s: TokenSummary| match s {
+            TokenSummary::Class => proto::TokenSummary::Class,
+            TokenSummary::PatchMean => proto::TokenSummary::PatchMean,
+        };
+        let scoring = |s: Scoring| match s {
+            Scoring::Mean => proto::Scoring::Mean,
+            Scoring::TopkSquared => proto::Scoring::TopkSquared,
+            Scoring::ImageProducts => proto::Scoring::ImageProducts,
+            Scoring::TopkSquaredImageProducts => proto::Scoring::TopkSquaredImageProducts,
+        };
+        let generated_subset = |s: GeneratedSubset| match s {
+            GeneratedSubset::ConceptTop => proto::GeneratedSubset::ConceptTop,
+            GeneratedSubset::OverallTop => proto::GeneratedSubset::OverallTop,
+        };
+        Ok(proto::Parameters {
+            seed: self.seed.or(file.seed),
+            summary: self.summary.or(file.summary).map(summary).unwrap_or_default().into(),
+            token_summary: self.token_summary.or(file.token_summary).map(token_summary).unwrap_or_default().into(),
+            probe_images: self.probe_images.or(file.probe_images),
+            crops_per_image: self.crops_per_image.or(file.crops_per_image),
+            crop_iou: self.crop_iou.or(file.crop_iou),
+            canvas_iou: self.canvas_iou.or(file.canvas_iou),
+            canvas_side: self.canvas_side.or(file.canvas_side),
+            top_images: self.top_images.or(file.top_images),
+            caption_max_new_tokens: self.caption_max_new_tokens.or(file.caption_max_new_tokens),
+            caption_min_length: self.caption_min_length.or(file.caption_min_length),
+            simplify: self.simplify.or(file.simplify),
+            candidates: self.candidates.or(file.candidates),
+            temperature: self.temperature.or(file.temperature),
+            answer_max_new_tokens: self.answer_max_new_tokens.or(file.answer_max_new_tokens),
+            images_per_concept: self.images_per_concept.or(file.images_per_concept),
+            num_inference_steps: self.num_inference_steps.or(file.num_inference_steps),
+            guidance_scale: self.guidance_scale.or(file.guidance_scale),
+            scoring: self.scoring.or(file.scoring).map(scoring).unwrap_or_default().into(),
+            beta: self.beta.or(file.beta),
+            generated_top: self.generated_top.or(file.generated_top),
+            generated_subset: self.generated_subset.or(file.generated_subset).map(generated_subset).unwrap_or_default().into(),
+            overall_top: self.overall_top.or(file.overall_top),
+            labels: self.labels.or(file.labels),
+            label_similarity: self.label_similarity.or(file.label_similarity),
+        })
+    }
+}
+
+/// Units as a person writes them, such as `0-9,17`.
+pub(crate) fn units(text: &str) -> Result<Vec<u32>, String> {
+    let wrong = |part: &str| format!("{part:?} is no unit or range of units; units look like 0-9,17");
+    let mut units = Vec::new();
+    for part in text.split(',').map(str::trim) {
+        let number = |text: &str| text.trim().parse::<u32>().map_err(|_| wrong(part));
+        match part.split_once('-') {
+            Some((first, last)) => {
+                let (first, last) = (number(first)?, number(last)?);
+                if first > last || last - first > 1_000_000 {
+                    return Err(wrong(part));
+                }
+                units.extend(first..=last);
+            }
+            None => units.push(number(part)?),
+        }
+    }
+    Ok(units)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{FromArgMatches as _, Args as _, Command};
+    use dnd_method::parameters::Parameters;
+
+    use super::*;
+
+    fn settings(flags: &[&str]) -> Result<Settings, clap::Error> {
+        let command = Settings::augment_args(Command::new("dnd"));
+        Settings::from_arg_matches(&command.try_get_matches_from([&["dnd"], flags].concat())?)
+    }
+
+    #[test]
+    fn units_are_numbers_and_ranges() {
+        assert_eq!(units("0-3,17, 5").unwrap(), [0, 1, 2, 3, 17, 5]);
+        for wrong in ["", "a", "3-1", "1-", "-2", "1,,2"] {
+            assert!(units(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn every_constant_of_the_method_is_a_flag_and_a_key_with_the_same_name() {
+        let all = serde_json::to_value(Parameters::default()).unwrap();
+        let file = toml::to_string(&Parameters::default()).unwrap();
+        toml::from_str::<Settings>(&file).unwrap();
+        for (name, value) in all.as_object().unwrap() {
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            settings(&[&format!("--{}", name.replace('_', "-")), &value]).unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_a_typo_in_the_file_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("dnd.toml");
+        fs::write(&path, "seed = 3\nbeta = 4\nscoring = \"mean\"\n").unwrap();
+        let parameters = settings(&["--config", path.to_str().unwrap(), "--seed", "9"]).unwrap().parameters().unwrap();
+        assert_eq!((parameters.seed, parameters.beta, parameters.scoring()), (Some(9), Some(4), proto::Scoring::Mean));
+        fs::write(&path, "sede = 3\n").unwrap();
+        let problem = settings(&["--config", path.to_str().unwrap()]).unwrap().parameters().unwrap_err();
+        assert!(problem.to_string().contains("dnd.toml") && problem.to_string().contains("sede"), "{problem}");
+    }
+}

@@ -1,0 +1,242 @@
+//! `dnd dissect`: labels units of a network's layers.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use dnd_proto::v1::{DissectRequest, JobDone, LayerUnits, OnDisconnect, Parameters, ProbingSet, StageTime, Target, UnitResult, dissect_response::Event};
+use tonic::Streaming;
+
+use crate::{
+    args::{MeshArgs, Settings, TargetArgs, units},
+    inputs::{Images, TargetFile},
+    mesh::Mesh,
+    out::{self, Folder},
+    problem::{INTERRUPTED, Problem},
+    watch::{self, Watch},
+};
+
+/// Labels units of a network's layers, and leaves the labels with all their evidence in a folder.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// Layers to dissect, as `dnd layers` names them, or unique endings of such names
+    #[arg(long, value_name = "NAME[,NAME]", value_delimiter = ',', required = true)]
+    layer: Vec<String>,
+    /// Units of each layer, such as 0-9,17; by default all
+    #[arg(long, value_parser = units_of, value_name = "UNITS")]
+    units: Option<Units>,
+    /// Folder of pictures (subfolders too), or a .tar file; more than one make one probing set
+    #[arg(long, value_name = "DIR", required = true)]
+    images: Vec<PathBuf>,
+    /// Folder for the results
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Replace results that are in the folder already
+    #[arg(long)]
+    fresh: bool,
+    /// Only say what there is to do, and from a trial of one unit how much space and time it will take
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    mesh: MeshArgs,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// Units of a flag.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Units(pub(crate) Vec<u32>);
+
+pub(crate) fn units_of(text: &str) -> Result<Units, String> {
+    units(text).map(Units)
+}
+
+/// Pictures that a trial probes.
+const TRIAL_PICTURES: usize = 64;
+
+pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
+    let parameters = args.settings.parameters()?;
+    let target = TargetFile::open(&args.target)?;
+    let images = Images::open(&args.images)?;
+    let units = args.units.unwrap_or_default().0;
+    let layers: Vec<LayerUnits> = args.layer.iter().map(|layer| LayerUnits { layer: layer.trim().to_owned(), units: units.clone() }).collect();
+    if args.dry_run {
+        return dry_run(&args.mesh, &target, layers, &images, parameters).await;
+    }
+    let folder = Folder::create(&args.out, args.fresh)?;
+    let mesh = Mesh::open(&args.mesh).await?;
+    let request = request(target.give(&mesh).await?, layers, images.give(&mesh).await?, parameters);
+    let Ran { folder, interrupted, .. } = dissect(mesh, request, folder).await?;
+    summarise(&folder, interrupted)
+}
+
+/// A request for a job that ends with its caller: what it makes lives as long as the mesh's process, and nobody would come back for it.
+pub(crate) fn request(target: Target, layers: Vec<LayerUnits>, set: ProbingSet, parameters: Parameters) -> DissectRequest {
+    DissectRequest {
+        request_id: String::new(),
+        on_disconnect: OnDisconnect::Cancel.into(),
+        target: Some(target),
+        layers,
+        probing_set: Some(set),
+        parameters: Some(parameters),
+    }
+}
+
+/// A run that has ended.
+pub(crate) struct Ran {
+    pub(crate) folder: Folder,
+    pub(crate) mesh: Mesh,
+    /// By Ctrl-C, before all units were finished.
+    pub(crate) interrupted: bool,
+}
+
+/// Runs a job and keeps what it gives, until it is done or Ctrl-C ends it.
+pub(crate) async fn dissect(mut mesh: Mesh, request: DissectRequest, mut folder: Folder) -> Result<Ran, Problem> {
+    let events = mesh.dissect.dissect(request).await?.into_inner();
+    let mut watch = Watch::new();
+    let ended = tokio::select! {
+        ended = follow(events, &mut mesh, &mut folder, &mut watch) => Some(ended),
+        _ = tokio::signal::ctrl_c() => None,
+    };
+    watch.end();
+    match ended {
+        Some(Ok(done)) => {
+            folder.finish(&done, done.cancelled)?;
+            Ok(Ran { folder, mesh, interrupted: done.cancelled })
+        }
+        Some(Err(problem)) => {
+            folder.finish(&JobDone::default(), true)?;
+            Err(problem)
+        }
+        None => {
+            folder.finish(&JobDone::default(), true)?;
+            Ok(Ran { folder, mesh, interrupted: true })
+        }
+    }
+}
+
+async fn follow(mut events: Streaming<dnd_proto::v1::DissectResponse>, mesh: &mut Mesh, folder: &mut Folder, watch: &mut Watch) -> Result<JobDone, Problem> {
+    while let Some(response) = events.message().await? {
+        match response.event {
+            Some(Event::Accepted(accepted)) => {
+                for notice in out::notices(accepted.provenance.as_ref()) {
+                    watch.say(&format!("note: {notice}"));
+                }
+                folder.accepted(accepted);
+            }
+            Some(Event::Progress(progress)) => watch.progress(&progress),
+            Some(Event::Skipped(skipped)) => {
+                watch.say(&format!("skipped {}: {}", skipped.path, skipped.reason));
+                folder.skipped(skipped);
+            }
+            Some(Event::Unit(unit)) => folder.unit(unit, &mut mesh.pictures).await?,
+            Some(Event::Done(done)) => {
+                for warning in &done.warnings {
+                    watch.say(&format!("warning: {warning}"));
+                }
+                return Ok(done);
+            }
+            None => {}
+        }
+    }
+    Err(Problem::failure("the mesh ended the job without saying that it is done"))
+}
+
+/// Prints the labels and where everything is.
+fn summarise(folder: &Folder, interrupted: bool) -> Result<ExitCode, Problem> {
+    let width = folder.units().iter().map(|unit| unit.layer.len()).max().unwrap_or(5).max(5);
+    println!("{:<width$}  {:>5}  {:<40}  {:>8}", "layer", "unit", "label", "score");
+    for unit in folder.units() {
+        println!("{:<width$}  {:>5}  {}", unit.layer, unit.unit, outcome(unit));
+    }
+    let count = |state: &str| folder.units().iter().filter(|unit| out::state(unit) == state).count();
+    let (labelled, dead, failed) = (count("labelled"), count("dead"), count("failed"));
+    println!("{labelled} labelled, {dead} dead, {failed} failed; {} pictures skipped", folder.skipped_count());
+    println!("report  {}", folder.root().join("report.html").display());
+    if interrupted {
+        eprintln!("dnd: interrupted: what was finished is in {}", folder.root().display());
+        return Ok(ExitCode::from(INTERRUPTED));
+    }
+    if failed > 0 && labelled == 0 {
+        return Err(Problem::failure(format!("no unit got a label; {} says why", folder.root().join("results.csv").display())));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A unit's label and score, or why it has none.
+pub(crate) fn outcome(unit: &UnitResult) -> String {
+    match out::state(unit) {
+        "labelled" => format!("{:<40}  {:>8.3}", printable(&unit.label), unit.concepts.first().and_then(|concept| concept.score).unwrap_or_default()),
+        "dead" => "dead: all its activations are equal".to_owned(),
+        state => format!("{state}: {} ({})", printable(&unit.message), unit.reason),
+    }
+}
+
+/// Text of models for a terminal: without control characters.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).collect()
+}
+
+/// Labels one unit on a few of the pictures and reckons from that.
+async fn dry_run(mesh: &MeshArgs, target: &TargetFile, mut layers: Vec<LayerUnits>, images: &Images, parameters: Parameters) -> Result<ExitCode, Problem> {
+    let trial = tempfile::tempdir().map_err(|e| Problem::failure(e.to_string()))?;
+    let (sample, pictures) = images.sample(TRIAL_PICTURES)?;
+    let sampled = Images::open(&[sample.path().to_owned()])?;
+    let mesh = Mesh::open(mesh).await?;
+    let given = target.give(&mesh).await?;
+    let set = sampled.give(&mesh).await?;
+    let mut folder = Folder::create(trial.path(), true)?;
+    // All layers, so that the trial probes as the run will; of the units one is labelled.
+    let all = mesh_units(&mesh, &given, &layers, &set).await?;
+    let count: usize = all.iter().map(|layer| layer.units.len()).sum();
+    layers.truncate(1);
+    if let (Some(layer), Some(first)) = (layers.first_mut(), all.first()) {
+        layer.units = first.units.iter().copied().take(1).collect();
+    }
+    let mut running = mesh;
+    let events = running.dissect.dissect(request(given, layers, set, parameters)).await?.into_inner();
+    let mut watch = Watch::new();
+    let done = follow(events, &mut running, &mut folder, &mut watch).await;
+    watch.end();
+    let done = done?;
+    println!("{} layers, {count} units, {pictures} pictures", all.len());
+    for layer in &all {
+        println!("  {}: {} units", layer.layer, layer.units.len());
+    }
+    if let Some(unit) = folder.units().first() {
+        println!("trial on {} pictures: {} unit {}: {}", done.pictures, unit.layer, unit.unit, outcome(unit));
+    }
+    let space = folder_size(trial.path());
+    let seconds = |probe: bool| done.times.iter().filter(|time: &&StageTime| (watch::name(time.stage()) == "probe") == probe).map(|time| time.seconds).sum::<f64>();
+    let probing = seconds(true) * pictures as f64 / (done.pictures.max(1)) as f64;
+    let (units_time, space) = (seconds(false) * count as f64, space * count as u64);
+    println!("time    about {} for the probing pass, at most {} for the units (less where they share pictures and concepts)", duration(probing), duration(units_time));
+    println!("space   at most {:.1} MB in --out", space as f64 / 1e6);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The units that a request asks for, all of them spelt out: a job says so when it is accepted, and this one ends there.
+async fn mesh_units(mesh: &Mesh, target: &Target, layers: &[LayerUnits], set: &ProbingSet) -> Result<Vec<LayerUnits>, Problem> {
+    let mut client = mesh.dissect.clone();
+    let mut events = client.dissect(request(target.clone(), layers.to_vec(), set.clone(), Parameters::default())).await?.into_inner();
+    while let Some(response) = events.message().await? {
+        if let Some(Event::Accepted(accepted)) = response.event {
+            return Ok(accepted.layers);
+        }
+    }
+    Err(Problem::failure("the mesh did not accept the job"))
+}
+
+fn folder_size(folder: &std::path::Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    entries.flatten().map(|entry| if entry.path().is_dir() { folder_size(&entry.path()) } else { entry.metadata().map_or(0, |meta| meta.len()) }).sum()
+}
+
+fn duration(seconds: f64) -> String {
+    let seconds = seconds.ceil() as u64;
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, s) => format!("{s} s"),
+        (0, m, s) => format!("{m} min {s} s"),
+        (h, m, _) => format!("{h} h {m} min"),
+    }
+}

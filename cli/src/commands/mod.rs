@@ -1,0 +1,9 @@
+//! The commands, a file each.
+
+pub(crate) mod demo;
+pub(crate) mod dissect;
+pub(crate) mod doctor;
+pub(crate) mod layers;
+pub(crate) mod models;
+pub(crate) mod select;
+pub(crate) mod up;

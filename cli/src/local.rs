@@ -1,0 +1,170 @@
+//! The whole mesh in this process: the same servers and the same messages as over ports.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use dnd_activation::Activation;
+use dnd_captioner::Captioner;
+use dnd_clip::Clip;
+use dnd_diffusion::Diffusion;
+use dnd_mesh::{
+    Slot,
+    blobs::{self, Blobs},
+    channel::{Accepted, Dialer, in_memory},
+    server::{Services, serve_on},
+};
+use dnd_onnx::{Error, folder, runtime};
+use dnd_orchestrator::Models;
+use dnd_summarizer::Summarizer;
+use serde::Deserialize;
+use tokio::task::JoinSet;
+
+use crate::{args::MeshArgs, problem::Problem};
+
+/// The manifest of a model suite, `suite.json`.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Suite {
+    /// Its name.
+    pub(crate) name: String,
+    /// What its users are to be told.
+    #[serde(default)]
+    pub(crate) notice: String,
+    /// The folder of each model, relative to the suite's.
+    models: BTreeMap<String, PathBuf>,
+    /// Networks to try it on.
+    #[serde(default)]
+    targets: BTreeMap<String, PathBuf>,
+    /// Pictures to try it on.
+    probing_set: Option<PathBuf>,
+    #[serde(skip)]
+    root: PathBuf,
+}
+
+/// The models that a suite has.
+pub(crate) const MODELS: [&str; 4] = ["captioner", "summarizer", "diffusion", "clip"];
+
+impl Suite {
+    /// Reads the manifest of a folder; one without a manifest holds each model in a folder of the service's name.
+    pub(crate) fn read(root: &Path) -> Result<Self, Problem> {
+        if !root.is_dir() {
+            return Err(Problem::input(format!("{}: no such folder; --models names a folder of models", root.display())));
+        }
+        let manifest = root.join("suite.json");
+        let mut suite = if manifest.is_file() {
+            folder::read_json::<Self>(&manifest)?
+        } else {
+            let name = root.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            Self { name, notice: String::new(), models: BTreeMap::new(), targets: BTreeMap::new(), probing_set: None, root: PathBuf::new() }
+        };
+        suite.root = root.to_owned();
+        Ok(suite)
+    }
+
+    /// The folder of a model.
+    pub(crate) fn model(&self, name: &str) -> PathBuf {
+        self.root.join(self.models.get(name).map_or(Path::new(name), PathBuf::as_path))
+    }
+
+    /// A network that comes with the suite.
+    pub(crate) fn target(&self, name: &str) -> Result<PathBuf, Problem> {
+        let path = self.targets.get(name).ok_or_else(|| Problem::input(format!("{}: the suite has no target {name:?}", self.root.display())))?;
+        Ok(self.root.join(path))
+    }
+
+    /// The pictures that come with the suite.
+    pub(crate) fn probing_set(&self) -> Result<PathBuf, Problem> {
+        let path = self.probing_set.as_ref().ok_or_else(|| Problem::input(format!("{}: the suite has no probing_set", self.root.display())))?;
+        Ok(self.root.join(path))
+    }
+}
+
+/// The engines of all services, each put in once it has loaded.
+#[derive(Clone, Default)]
+pub(crate) struct Engines {
+    activation: Slot<Activation>,
+    captioner: Slot<Captioner>,
+    summarizer: Slot<Summarizer>,
+    diffusion: Slot<Diffusion>,
+    clip: Slot<Clip>,
+}
+
+impl Engines {
+    /// Loads everything. Blocking.
+    pub(crate) fn load(&self, suite: &Suite, args: &MeshArgs, blobs: Arc<Blobs>) -> Result<(), Error> {
+        runtime::library_path()?;
+        self.load_activation(args, blobs);
+        self.captioner.fill(Captioner::load(&suite.model("captioner"), &args.engine)?);
+        self.summarizer.fill(Summarizer::load(&suite.model("summarizer"), &args.engine)?);
+        self.diffusion.fill(Diffusion::load(&suite.model("diffusion"), &args.engine)?);
+        self.clip.fill(Clip::load(&suite.model("clip"), &args.engine)?);
+        Ok(())
+    }
+
+    /// Puts in the activation engine, which loads nothing before it is asked.
+    pub(crate) fn load_activation(&self, args: &MeshArgs, blobs: Arc<Blobs>) {
+        self.activation.fill(Activation::new(args.engine.clone(), args.activation.clone(), blobs));
+    }
+
+    /// Adds the services of all engines.
+    pub(crate) fn add_to(&self, services: Services) -> Services {
+        let services = dnd_activation::add_to(services, self.activation.clone());
+        let services = dnd_captioner::add_to(services, self.captioner.clone());
+        let services = dnd_summarizer::add_to(services, self.summarizer.clone());
+        let services = dnd_diffusion::add_to(services, self.diffusion.clone());
+        dnd_clip::add_to(services, self.clip.clone())
+    }
+}
+
+/// The mesh of this process, and the network inside it that the orchestrator reaches the models over.
+pub(crate) struct LocalMesh {
+    pub(crate) engines: Engines,
+    pub(crate) blobs: Arc<Blobs>,
+    /// All services, the orchestrator's too.
+    pub(crate) services: Services,
+    /// Inner servers; they end with this value.
+    servers: JoinSet<()>,
+}
+
+impl LocalMesh {
+    /// Makes it; nothing is loaded yet.
+    pub(crate) fn new(args: &MeshArgs) -> Result<Self, Problem> {
+        let blobs = Arc::new(Blobs::temporary().map_err(|e| Problem::failure(format!("no folder for temporary files can be made: {e}")))?);
+        let engines = Engines::default();
+        let (dialer, accepted) = in_memory();
+        let inner = blobs::add_to(engines.add_to(Services::default()), Arc::clone(&blobs));
+        let mut servers = JoinSet::new();
+        serve_inside(&mut servers, inner, accepted);
+        let models = Models::over(dialer.channel(), dialer.channel(), dialer.channel(), dialer.channel(), dialer.channel());
+        let services = blobs::add_to(engines.add_to(Services::default()), Arc::clone(&blobs));
+        let services = dnd_orchestrator::add_to(services, models, Arc::clone(&blobs), args.orchestrator.clone());
+        Ok(Self { engines, blobs, services, servers })
+    }
+
+    /// Serves all services on a network inside the process.
+    pub(crate) fn serve(&mut self) -> Dialer {
+        let (dialer, accepted) = in_memory();
+        serve_inside(&mut self.servers, self.services.clone(), accepted);
+        dialer
+    }
+}
+
+fn serve_inside(servers: &mut JoinSet<()>, services: Services, accepted: Accepted) {
+    servers.spawn(async move {
+        if let Err(error) = serve_on(services, accepted, std::future::pending()).await {
+            eprintln!("dnd: the mesh in this process broke: {error}");
+        }
+    });
+}
+
+/// What is said where a suite is needed and none is named.
+pub(crate) fn no_suite() -> Problem {
+    Problem::input(
+        "no model suite: name one with --models, or an orchestrator with --endpoint.\n  \
+         --models models/sketch   small, comes with the project, trained on drawn pictures only: for trying dnd out on drawn pictures\n  \
+         --models DIR             full-size models for real photographs: a BLIP captioner, a causal language model, Stable Diffusion and CLIP as ONNX\n                           \
+         in DIR/captioner, DIR/summarizer, DIR/diffusion and DIR/clip (`dnd models check DIR` says what is missing)",
+    )
+}

@@ -1,0 +1,64 @@
+//! `dnd`: labels neurons of vision networks in words.
+
+mod args;
+mod commands;
+mod inputs;
+mod local;
+mod mesh;
+mod out;
+mod problem;
+mod watch;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use commands::{demo, dissect, doctor, layers, models, select, up};
+
+/// Labels neurons of vision networks in words (Describe-and-Dissect), with the evidence for each label.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// What to log to standard error: error, warn, info, debug, trace, or a filter
+    #[arg(long, global = true, env = "DND_LOG", default_value = "warn")]
+    log: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Label the neurons of the embedded networks, and say how many labels are right
+    Demo(demo::Args),
+    /// Label units of a network's layers
+    Dissect(dissect::Args),
+    /// List the layers of a network, and their units, that can be asked for
+    Layers(layers::Args),
+    /// Let your own candidate concepts compete for a unit (step 3 alone)
+    Select(select::Args),
+    /// Look at model folders
+    Models(models::Args),
+    /// Say what this machine has: ONNX Runtime, providers, models, ports, space
+    Doctor(doctor::Args),
+    /// Serve the whole mesh from this process, on one port
+    Up(up::Args),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let Cli { command, log } = Cli::parse();
+    dnd_mesh::telemetry::init(&log);
+    let outcome = match command {
+        Command::Demo(args) => demo::run(args).await,
+        Command::Dissect(args) => dissect::run(args).await,
+        Command::Layers(args) => layers::run(args).await,
+        Command::Select(args) => select::run(args).await,
+        Command::Models(args) => models::run(args).await,
+        Command::Doctor(args) => doctor::run(args).await,
+        Command::Up(args) => up::run(args, &log).await,
+    };
+    outcome.unwrap_or_else(|problem| {
+        eprintln!("dnd: {problem}");
+        problem.exit_code()
+    })
+}

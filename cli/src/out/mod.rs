@@ -1,0 +1,244 @@
+//! What a run leaves in its folder: pictures by digest, results as lines, a table, a report, and how they came about.
+
+mod report;
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs::{self, File, OpenOptions},
+    io::{self, BufWriter, Write as _},
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use dnd_proto::v1::{
+    GetPicturesRequest, JobAccepted, JobDone, Provenance, SkippedPicture, UnitResult, UnitState, get_pictures_response::Result as Got,
+    picture_service_client::PictureServiceClient,
+};
+use serde::Serialize;
+use tonic::transport::Channel;
+
+use crate::{problem::Problem, watch};
+
+const RESULTS: &str = "results.jsonl";
+/// Digests of one call for pictures.
+const PICTURES: usize = 256;
+
+/// The folder of a run.
+pub(crate) struct Folder {
+    root: PathBuf,
+    lines: File,
+    units: Vec<UnitResult>,
+    skipped: Vec<SkippedPicture>,
+    pictures: HashSet<String>,
+    accepted: Option<JobAccepted>,
+    started: SystemTime,
+}
+
+/// `run.json`.
+#[derive(Serialize)]
+struct Run<'r> {
+    version: &'static str,
+    /// Whether it was ended before all units were finished.
+    interrupted: bool,
+    started_unix_seconds: u64,
+    seconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    provenance: Option<&'r Provenance>,
+    notices: Vec<&'r str>,
+    units: BTreeMap<&'static str, usize>,
+    pictures: u64,
+    skipped_pictures: usize,
+    warnings: &'r [String],
+    stages: BTreeMap<&'static str, StageRun>,
+}
+
+#[derive(Serialize)]
+struct StageRun {
+    /// Added up over the units that were worked on side by side.
+    seconds: f64,
+    calls: u64,
+    reused: u64,
+}
+
+impl Folder {
+    /// A folder for a run's results. One that holds results already is left alone, unless they are to be replaced.
+    pub(crate) fn create(root: &Path, replace: bool) -> Result<Self, Problem> {
+        if root.join(RESULTS).exists() && !replace {
+            return Err(Problem::input(format!("{}: there are results in this folder; name another with --out, or replace them with --fresh", root.display())));
+        }
+        let pictures = root.join("pictures");
+        fs::create_dir_all(&pictures).map_err(|e| Problem::file(&pictures, &e))?;
+        let path = root.join(RESULTS);
+        let lines = OpenOptions::new().create(true).write(true).truncate(true).open(&path).map_err(|e| Problem::file(&path, &e))?;
+        Ok(Self { root: root.to_owned(), lines, units: Vec::new(), skipped: Vec::new(), pictures: HashSet::new(), accepted: None, started: SystemTime::now() })
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn units(&self) -> &[UnitResult] {
+        &self.units
+    }
+
+    pub(crate) fn accepted(&mut self, accepted: JobAccepted) {
+        self.accepted = Some(accepted);
+    }
+
+    pub(crate) fn skipped(&mut self, skipped: SkippedPicture) {
+        self.skipped.push(skipped);
+    }
+
+    pub(crate) fn skipped_count(&self) -> usize {
+        self.skipped.len()
+    }
+
+    /// Keeps a finished unit: its pictures first, then its line.
+    pub(crate) async fn unit(&mut self, unit: UnitResult, service: &mut PictureServiceClient<Channel>) -> Result<(), Problem> {
+        let missing: Vec<String> = digests(&unit).filter(|digest| !self.pictures.contains(*digest)).map(str::to_owned).collect::<HashSet<_>>().into_iter().collect();
+        for some in missing.chunks(PICTURES) {
+            let mut pictures = service.get_pictures(GetPicturesRequest { digests: some.to_vec() }).await?.into_inner();
+            while let Some(got) = pictures.message().await? {
+                if let Some(Got::Picture(bytes)) = got.result {
+                    write_whole(&self.root.join("pictures").join(&got.digest), |file| file.write_all(&bytes))?;
+                    self.pictures.insert(got.digest);
+                }
+            }
+        }
+        let line = line(&unit)?;
+        let path = self.root.join(RESULTS);
+        self.lines.write_all(line.as_bytes()).map_err(|e| Problem::file(&path, &e))?;
+        self.units.push(unit);
+        Ok(())
+    }
+
+    /// Writes everything that is written at the end: whole for a job that is done, and for what there is of one that was interrupted.
+    pub(crate) fn finish(&mut self, done: &JobDone, interrupted: bool) -> Result<(), Problem> {
+        self.sort();
+        write_whole(&self.root.join(RESULTS), |file| {
+            for unit in &self.units {
+                file.write_all(line(unit).map_err(|problem| io::Error::other(problem.to_string()))?.as_bytes())?;
+            }
+            Ok(())
+        })?;
+        self.write_table()?;
+        write_whole(&self.root.join("skipped.csv"), |file| {
+            let mut table = csv::Writer::from_writer(file);
+            table.write_record(["path", "reason"])?;
+            for skipped in &self.skipped {
+                table.write_record([cell(&skipped.path), cell(&skipped.reason)])?;
+            }
+            table.flush()
+        })?;
+        let provenance = self.accepted.as_ref().and_then(|accepted| accepted.provenance.as_ref());
+        let notices = notices(provenance);
+        let run = Run {
+            version: env!("CARGO_PKG_VERSION"),
+            interrupted,
+            started_unix_seconds: self.started.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            seconds: self.started.elapsed().map_or(0.0, |since| since.as_secs_f64()),
+            provenance,
+            notices: notices.clone(),
+            units: [("labelled", UnitState::Labelled), ("dead", UnitState::Dead), ("failed", UnitState::Failed)]
+                .map(|(name, state)| (name, self.units.iter().filter(|unit| unit.state() == state).count()))
+                .into(),
+            pictures: done.pictures,
+            skipped_pictures: self.skipped.len(),
+            warnings: &done.warnings,
+            stages: done.times.iter().map(|time| (watch::name(time.stage()), StageRun { seconds: time.seconds, calls: time.calls, reused: time.reused })).collect(),
+        };
+        write_whole(&self.root.join("run.json"), |file| Ok(serde_json::to_writer_pretty(file, &run)?))?;
+        let report = report::render(&self.units, &self.root.join("pictures"), &notices, provenance, &done.warnings, self.skipped.len())?;
+        write_whole(&self.root.join("report.html"), |file| file.write_all(report.as_bytes()))
+    }
+
+    /// In the order that was asked for, whatever order they were finished in.
+    fn sort(&mut self) {
+        let layers: Vec<String> = self.accepted.iter().flat_map(|accepted| &accepted.layers).map(|layer| layer.layer.clone()).collect();
+        let place = |unit: &UnitResult| (layers.iter().position(|layer| *layer == unit.layer), unit.unit);
+        self.units.sort_by_key(place);
+        self.skipped.sort_by(|a, b| a.path.cmp(&b.path));
+    }
+
+    fn write_table(&self) -> Result<(), Problem> {
+        write_whole(&self.root.join("results.csv"), |file| {
+            let mut table = csv::Writer::from_writer(file);
+            table.write_record(["layer", "unit", "label", "score", "second", "third", "state", "reason"])?;
+            for unit in &self.units {
+                let concept = |place: usize| unit.concepts.get(place).map(|concept| cell(&concept.concept)).unwrap_or_default();
+                let score = unit.concepts.first().and_then(|concept| concept.score).map(|score| score.to_string()).unwrap_or_default();
+                table.write_record([cell(&unit.layer), unit.unit.to_string(), cell(&unit.label), score, concept(1), concept(2), state(unit).to_owned(), cell(&unit.reason)])?;
+            }
+            table.flush()
+        })
+    }
+}
+
+/// What a unit's state is called.
+pub(crate) fn state(unit: &UnitResult) -> &'static str {
+    match unit.state() {
+        UnitState::Unspecified => "?",
+        UnitState::Labelled => "labelled",
+        UnitState::Dead => "dead",
+        UnitState::Failed => "failed",
+    }
+}
+
+/// What the authors of the models want their users to be told.
+pub(crate) fn notices(provenance: Option<&Provenance>) -> Vec<&str> {
+    let models = provenance.map(|p| [&p.captioner, &p.summarizer, &p.diffusion, &p.clip]);
+    let mut notices: Vec<&str> = models.into_iter().flatten().flatten().map(|model| model.notice.as_str()).filter(|notice| !notice.is_empty()).collect();
+    notices.dedup();
+    notices
+}
+
+/// Every picture that a result refers to.
+fn digests(unit: &UnitResult) -> impl Iterator<Item = &str> {
+    let images = unit.images.iter().map(|image| &image.digest);
+    let probed = unit.probed.iter().flat_map(|picture| [&picture.digest, &picture.map_digest]);
+    let crops = unit.crops.iter().map(|crop| &crop.digest);
+    let drawn = unit.concepts.iter().flat_map(|concept| &concept.pictures).map(|picture| &picture.digest);
+    images.chain(probed).chain(crops).chain(drawn).map(String::as_str).filter(|digest| !digest.is_empty())
+}
+
+fn line(unit: &UnitResult) -> Result<String, Problem> {
+    let line = serde_json::to_string(unit).map_err(|e| Problem::failure(format!("a result can't be written as JSON: {e}")))?;
+    Ok(line + "\n")
+}
+
+/// Text of models and file names as a table's cell: a spreadsheet must not take it for a formula.
+fn cell(text: &str) -> String {
+    if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{text}") } else { text.to_owned() }
+}
+
+/// Writes a file beside its place and moves it there: it is whole, or as it was.
+fn write_whole(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> Result<(), Problem> {
+    let part = path.with_extension("part");
+    let written = File::create(&part).and_then(|file| {
+        let mut file = BufWriter::new(file);
+        write(&mut file)?;
+        file.flush()?;
+        fs::rename(&part, path)
+    });
+    written.map_err(|e| Problem::file(path, &e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_is_never_a_formula() {
+        assert_eq!(cell("=HYPERLINK(\"http://x\")"), "'=HYPERLINK(\"http://x\")");
+        assert_eq!(cell("red - stripes"), "red - stripes");
+    }
+
+    #[test]
+    fn results_are_not_written_over() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join(RESULTS), "precious").unwrap();
+        assert!(Folder::create(root.path(), false).is_err());
+        assert_eq!(fs::read_to_string(root.path().join(RESULTS)).unwrap(), "precious");
+        Folder::create(root.path(), true).unwrap();
+    }
+}

@@ -1,0 +1,272 @@
+//! `report.html`: one file that opens anywhere. Each picture is in it once, as a thumbnail, and put in place when it is scrolled to.
+
+use std::{collections::BTreeMap, fs, io::Cursor, path::Path};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use dnd_proto::v1::{Box as Area, Provenance, RankedConcept, UnitResult};
+use image::{DynamicImage, ImageFormat, ImageReader, RgbaImage};
+use minijinja::{Environment, value::Serde, value::Value};
+use serde::Serialize;
+
+use super::state;
+use crate::problem::Problem;
+
+const TEMPLATE: &str = include_str!("report.html");
+/// Longer side of a thumbnail.
+const THUMBNAIL: u32 = 112;
+/// A picture of at most this many bytes is taken as it is.
+const SMALL: usize = 2048;
+/// Candidates that are shown with their pictures, and pictures of each.
+const CANDIDATES: usize = 5;
+const DRAWN: usize = 10;
+
+#[derive(Serialize)]
+struct Report<'r> {
+    version: &'static str,
+    notices: &'r [&'r str],
+    warnings: &'r [String],
+    skipped: usize,
+    models: Vec<(&'static str, String)>,
+    parameters: String,
+    units: Vec<Unit<'r>>,
+    labelled: usize,
+    dead: usize,
+    failed: usize,
+    layers: Vec<&'r str>,
+    /// Thumbnails as data URIs, by the keys that pictures have in the page.
+    pictures: String,
+}
+
+#[derive(Serialize)]
+struct Unit<'r> {
+    layer: &'r str,
+    unit: u32,
+    state: &'static str,
+    label: &'r str,
+    others: Vec<&'r str>,
+    message: &'r str,
+    why: String,
+    probed: Vec<Probed>,
+    images: Vec<Image<'r>>,
+    concepts: Vec<Concept<'r>>,
+    warnings: &'r [String],
+    range: String,
+}
+
+/// A whole picture with the activation map and the crops laid over it.
+#[derive(Serialize)]
+struct Probed {
+    picture: usize,
+    map: Option<(usize, String)>,
+    crops: Vec<String>,
+    title: String,
+}
+
+#[derive(Serialize)]
+struct Image<'r> {
+    picture: usize,
+    crop: bool,
+    caption: &'r str,
+    simplified: &'r str,
+    title: String,
+}
+
+#[derive(Serialize)]
+struct Concept<'r> {
+    concept: &'r str,
+    score: String,
+    scores: Vec<(&'static str, String)>,
+    drawn: Vec<Drawn>,
+    unusable: usize,
+}
+
+#[derive(Serialize)]
+struct Drawn {
+    picture: usize,
+    rank: u32,
+    title: String,
+}
+
+/// Renders the report of a run whose pictures lie in a folder.
+pub(super) fn render(units: &[UnitResult], pictures: &Path, notices: &[&str], provenance: Option<&Provenance>, warnings: &[String], skipped: usize) -> Result<String, Problem> {
+    let mut album = Album { folder: pictures, thumbnails: Vec::new(), known: BTreeMap::new() };
+    let count = |wanted: &str| units.iter().filter(|unit| state(unit) == wanted).count();
+    let mut layers: Vec<&str> = units.iter().map(|unit| unit.layer.as_str()).collect();
+    layers.dedup();
+    let shown: Vec<Unit<'_>> = units.iter().map(|unit| show(unit, &mut album)).collect();
+    let report = Report {
+        version: env!("CARGO_PKG_VERSION"),
+        notices,
+        warnings,
+        skipped,
+        models: models(provenance),
+        parameters: provenance.and_then(|p| p.parameters.as_ref()).and_then(|p| serde_json::to_string_pretty(p).ok()).unwrap_or_default(),
+        units: shown,
+        labelled: count("labelled"),
+        dead: count("dead"),
+        failed: count("failed"),
+        layers,
+        pictures: serde_json::to_string(&album.thumbnails).map_err(|e| Problem::failure(e.to_string()))?,
+    };
+    let failed = |e: minijinja::Error| Problem::failure(format!("the report: {e:#}"));
+    let mut environment = Environment::new();
+    environment.add_template("report.html", TEMPLATE).map_err(failed)?;
+    environment.get_template("report.html").map_err(failed)?.render(Value::from(Serde(&report))).map_err(failed)
+}
+
+fn models(provenance: Option<&Provenance>) -> Vec<(&'static str, String)> {
+    let Some(p) = provenance else { return Vec::new() };
+    let short = |digest: &str| digest.chars().take(12).collect::<String>();
+    let mut models = vec![("target", short(&p.target_digest))];
+    for (name, model) in [("captioner", &p.captioner), ("summarizer", &p.summarizer), ("diffusion", &p.diffusion), ("clip", &p.clip)] {
+        if let Some(model) = model {
+            models.push((name, format!("{} ({}), {}, {}", model.name, model.layout, short(&model.digest), model.engine)));
+        }
+    }
+    models
+}
+
+fn show<'r>(unit: &'r UnitResult, album: &mut Album<'_>) -> Unit<'r> {
+    let probed = unit.probed.iter().filter_map(|picture| {
+        let (key, size) = album.picture(&picture.digest)?;
+        let crops = unit.crops.iter().filter(|crop| crop.path == picture.path).filter_map(|crop| Some(place(crop.r#box.as_ref()?, size))).collect();
+        let map = album.map(&picture.map_digest).zip(picture.seen.as_ref().map(|seen| place(seen, size)));
+        Some(Probed { picture: key, map, crops, title: format!("{}: {}", picture.path, picture.activation) })
+    });
+    let probed = probed.collect();
+    let images = unit.images.iter().filter_map(|image| {
+        Some(Image {
+            picture: album.picture(&image.digest)?.0,
+            crop: image.r#box.is_some(),
+            caption: &image.caption,
+            simplified: &image.simplified,
+            title: format!("{}{}: {}", if image.r#box.is_some() { "crop of " } else { "" }, image.path, image.activation),
+        })
+    });
+    let images = images.collect();
+    let concepts = unit.concepts.iter().take(CANDIDATES).map(|concept| show_concept(concept, album)).collect();
+    Unit {
+        layer: &unit.layer,
+        unit: unit.unit,
+        state: state(unit),
+        label: &unit.label,
+        others: unit.labels.iter().skip(1).map(String::as_str).collect(),
+        message: &unit.message,
+        why: why(unit),
+        probed,
+        images,
+        concepts,
+        warnings: &unit.warnings,
+        range: format!("{} to {}", unit.lowest, unit.highest),
+    }
+}
+
+fn show_concept<'r>(concept: &'r RankedConcept, album: &mut Album<'_>) -> Concept<'r> {
+    let mut pictures: Vec<_> = concept.pictures.iter().filter(|picture| picture.activation.is_some()).collect();
+    pictures.sort_by_key(|picture| (picture.rank, picture.index));
+    let drawn = pictures.iter().take(DRAWN).filter_map(|picture| {
+        let activation = picture.activation.unwrap_or_default();
+        Some(Drawn { picture: album.picture(&picture.digest)?.0, rank: picture.rank, title: format!("rank {}, activation {activation}", picture.rank) })
+    });
+    let drawn = drawn.collect();
+    let scores = concept.scores.as_ref().map_or_else(Vec::new, |scores| {
+        vec![
+            ("mean", format!("{:.2}", scores.mean)),
+            ("topk_squared", format!("{:.1}", scores.topk_squared)),
+            ("image_products", format!("{:.4}", scores.image_products)),
+            ("topk_squared_image_products", format!("{:.4}", scores.topk_squared_image_products)),
+        ]
+    });
+    Concept {
+        concept: &concept.concept,
+        score: concept.score.map(|score| format!("{score:.3}")).unwrap_or_default(),
+        scores,
+        drawn,
+        unusable: concept.pictures.len() - pictures.len(),
+    }
+}
+
+/// In a sentence, what decided.
+fn why(unit: &UnitResult) -> String {
+    let Some(best) = unit.concepts.first().filter(|_| !unit.label.is_empty()) else { return String::new() };
+    let mut ranks: Vec<u32> = best.pictures.iter().map(|picture| picture.rank).filter(|rank| *rank > 0).collect();
+    ranks.sort_unstable();
+    let all: usize = unit.concepts.iter().flat_map(|concept| &concept.pictures).filter(|picture| picture.rank > 0).count();
+    let ranks: Vec<String> = ranks.iter().take(5).map(u32::to_string).collect();
+    let likeness = best.scores.as_ref().map(|scores| scores.image_products).unwrap_or_default();
+    match unit.concepts.len() {
+        1 => format!("The only candidate; its drawn pictures are {likeness:.2} alike to the unit's."),
+        n => format!("Of {n} candidates its drawn pictures excite the unit most or look most like its own: best ranks {} of {all}, likeness {likeness:.2}.", ranks.join(", ")),
+    }
+}
+
+/// A box as shares of a picture, for a style.
+fn place(area: &Area, (width, height): (u32, u32)) -> String {
+    let share = |edge: u32, side: u32| 100.0 * f64::from(edge) / f64::from(side.max(1));
+    let (left, top) = (share(area.left, width), share(area.top, height));
+    format!("left:{left:.2}%;top:{top:.2}%;width:{:.2}%;height:{:.2}%", share(area.right, width) - left, share(area.bottom, height) - top)
+}
+
+/// Thumbnails of a run's pictures, each once.
+struct Album<'f> {
+    folder: &'f Path,
+    thumbnails: Vec<String>,
+    known: BTreeMap<String, Option<(usize, (u32, u32))>>,
+}
+
+impl Album<'_> {
+    /// The key of a picture, and its width and height; none if it is not there or can't be read.
+    fn picture(&mut self, digest: &str) -> Option<(usize, (u32, u32))> {
+        if let Some(known) = self.known.get(digest) {
+            return *known;
+        }
+        let made = self.thumbnail(digest);
+        self.known.insert(digest.to_owned(), made);
+        made
+    }
+
+    fn thumbnail(&mut self, digest: &str) -> Option<(usize, (u32, u32))> {
+        if digest.is_empty() {
+            return None;
+        }
+        let bytes = fs::read(self.folder.join(digest)).ok()?;
+        let picture = dnd_onnx::pictures::decode(&bytes, dnd_onnx::pictures::PictureLimits::default()).ok()?;
+        let size = picture.dimensions();
+        let format = image::guess_format(&bytes).ok()?;
+        let uri = if bytes.len() <= SMALL && format == ImageFormat::Png {
+            data_uri("png", &bytes)
+        } else {
+            let mut jpeg = Vec::new();
+            DynamicImage::ImageRgb8(picture).thumbnail(THUMBNAIL, THUMBNAIL).write_to(&mut Cursor::new(&mut jpeg), ImageFormat::Jpeg).ok()?;
+            data_uri("jpeg", &jpeg)
+        };
+        Some((self.add(uri), size))
+    }
+
+    /// An activation map as a shade to lay over its picture: clear where the unit is excited, dark where it is not.
+    fn map(&mut self, digest: &str) -> Option<usize> {
+        if digest.is_empty() {
+            return None;
+        }
+        let key = format!("map {digest}");
+        if let Some(known) = self.known.get(&key) {
+            return known.map(|(key, _)| key);
+        }
+        let grey = ImageReader::open(self.folder.join(digest)).ok()?.with_guessed_format().ok()?.decode().ok()?.into_luma8();
+        let shade = RgbaImage::from_fn(grey.width(), grey.height(), |x, y| image::Rgba([8, 12, 28, ((255 - u16::from(grey.get_pixel(x, y).0[0])) * 215 / 255) as u8]));
+        let mut png = Vec::new();
+        shade.write_to(&mut Cursor::new(&mut png), ImageFormat::Png).ok()?;
+        let made = self.add(data_uri("png", &png));
+        self.known.insert(key, Some((made, grey.dimensions())));
+        Some(made)
+    }
+
+    fn add(&mut self, uri: String) -> usize {
+        self.thumbnails.push(uri);
+        self.thumbnails.len() - 1
+    }
+}
+
+fn data_uri(kind: &str, bytes: &[u8]) -> String {
+    format!("data:image/{kind};base64,{}", STANDARD.encode(bytes))
+}

@@ -1,0 +1,80 @@
+//! What ends a command: a sentence for the person who typed it, and an exit code for the program that ran it.
+
+use std::{fmt, io, path::Path, process::ExitCode};
+
+use dnd_mesh::Fault;
+use tonic::{Code, Status};
+
+/// Why a command ended without doing what it was asked to.
+#[derive(Debug)]
+pub(crate) struct Problem {
+    message: String,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// What was asked for can't be right: exit code 2, as for a wrong flag.
+    Input,
+    /// It could be right, and failed: exit code 1.
+    Failure,
+}
+
+/// Exit code of a command that Ctrl-C ended.
+pub(crate) const INTERRUPTED: u8 = 130;
+
+impl Problem {
+    /// Something that was asked for can't be right.
+    pub(crate) fn input(message: impl Into<String>) -> Self {
+        Self { message: message.into(), kind: Kind::Input }
+    }
+
+    /// Something failed.
+    pub(crate) fn failure(message: impl Into<String>) -> Self {
+        Self { message: message.into(), kind: Kind::Failure }
+    }
+
+    /// A file that can't be read or written.
+    pub(crate) fn file(path: &Path, error: &io::Error) -> Self {
+        let why = match error.kind() {
+            io::ErrorKind::NotFound => "no such file or folder".to_owned(),
+            _ => error.to_string(),
+        };
+        Self::input(format!("{}: {why}", path.display()))
+    }
+
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        match self.kind {
+            Kind::Input => ExitCode::from(2),
+            Kind::Failure => ExitCode::from(1),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl From<Fault> for Problem {
+    fn from(fault: Fault) -> Self {
+        let kind = match fault.code() {
+            Code::InvalidArgument | Code::FailedPrecondition | Code::NotFound | Code::OutOfRange => Kind::Input,
+            _ => Kind::Failure,
+        };
+        Self { message: fault.to_string(), kind }
+    }
+}
+
+impl From<Status> for Problem {
+    fn from(status: Status) -> Self {
+        Fault::relayed(&status).into()
+    }
+}
+
+impl From<dnd_onnx::Error> for Problem {
+    fn from(error: dnd_onnx::Error) -> Self {
+        Fault::from(error).into()
+    }
+}
