@@ -6,10 +6,10 @@ use clap::{
     Args,
     builder::{PossibleValuesParser, TypedValueParser},
 };
-use dnd_activation::Options as ActivationOptions;
+use dnd_activation::ActivationArgs;
 use dnd_method::parameters::{GeneratedSubset, Scoring, Summary, TokenSummary};
 use dnd_onnx::runtime::EngineArgs;
-use dnd_orchestrator::Options as OrchestratorOptions;
+use dnd_orchestrator::OrchestratorArgs;
 use dnd_proto::v1 as proto;
 use serde::{
     Deserialize,
@@ -41,9 +41,9 @@ pub(crate) struct MeshArgs {
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
     #[command(flatten)]
-    pub(crate) activation: ActivationOptions,
+    pub(crate) activation: ActivationArgs,
     #[command(flatten)]
-    pub(crate) orchestrator: OrchestratorOptions,
+    pub(crate) orchestrator: OrchestratorArgs,
 }
 
 /// The method's constants; those that are not set have the paper's values. A configuration file has the same names as keys.

@@ -32,9 +32,9 @@ pub(crate) struct Args {
     #[command(flatten)]
     engine: dnd_onnx::runtime::EngineArgs,
     #[command(flatten)]
-    activation: dnd_activation::Options,
+    activation: dnd_activation::ActivationArgs,
     #[command(flatten)]
-    orchestrator: dnd_orchestrator::Options,
+    orchestrator: dnd_orchestrator::OrchestratorArgs,
 }
 
 /// Denoising steps of the demo; the method's default is 50.
@@ -91,8 +91,8 @@ fn print_planted(units: &[UnitResult], marks: &Marks) {
         let Some(planted) = marks.unit(unit) else { continue };
         let (concept, mark) = match (planted.dead, marks.is_right(planted, &unit.label)) {
             (true, _) => ("(dead)", ""),
-            (false, true) => (planted.concept.as_str(), "right"),
-            (false, false) => (planted.concept.as_str(), "WRONG"),
+            (false, true) => (planted.concept.as_deref().unwrap_or_default(), "right"),
+            (false, false) => (planted.concept.as_deref().unwrap_or_default(), "WRONG"),
         };
         println!("{:<8}  {:>4}  {concept:<26}  {mark:<5}  {}", unit.layer, unit.unit, outcome(unit));
     }

@@ -28,9 +28,9 @@ pub(crate) struct Args {
     #[command(flatten)]
     engine: dnd_onnx::runtime::EngineArgs,
     #[command(flatten)]
-    activation: dnd_activation::Options,
+    activation: dnd_activation::ActivationArgs,
     #[command(flatten)]
-    orchestrator: dnd_orchestrator::Options,
+    orchestrator: dnd_orchestrator::OrchestratorArgs,
 }
 
 pub(crate) async fn run(args: Args, log: &str) -> Result<ExitCode, Problem> {

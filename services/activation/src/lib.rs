@@ -5,5 +5,5 @@
 mod engine;
 mod server;
 
-pub use engine::{Activation, Options};
+pub use engine::{Activation, ActivationArgs};
 pub use server::add_to;

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
-use dnd_activation::{Activation, Options};
+use dnd_activation::{Activation, ActivationArgs};
 use dnd_mesh::{
     Slot,
     args::ServeArgs,
@@ -26,7 +26,7 @@ struct Args {
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
-    options: Options,
+    options: ActivationArgs,
     #[command(flatten)]
     serve: ServeArgs,
 }

@@ -13,4 +13,4 @@ mod server;
 mod steps;
 
 pub use models::{Endpoints, Models};
-pub use server::{Options, add_to};
+pub use server::{OrchestratorArgs, add_to};

@@ -10,7 +10,7 @@ use dnd_mesh::{
     server::{self, Services},
     telemetry,
 };
-use dnd_orchestrator::{Endpoints, Models, Options};
+use dnd_orchestrator::{Endpoints, Models, OrchestratorArgs};
 
 /// Labels units of vision networks in words, over gRPC, with the model services that it is told of.
 #[derive(Debug, Parser)]
@@ -22,7 +22,7 @@ struct Args {
     #[arg(long, env = "DND_DATA")]
     data: Option<PathBuf>,
     #[command(flatten)]
-    options: Options,
+    options: OrchestratorArgs,
     #[command(flatten)]
     serve: ServeArgs,
 }

@@ -30,13 +30,13 @@ use crate::{
 
 /// How much is worked on at a time.
 #[derive(Debug, Clone, Args)]
-pub struct Options {
+pub struct OrchestratorArgs {
     /// Units of a job that are worked on at a time
     #[arg(long, env = "DND_UNITS_IN_FLIGHT", default_value_t = 8)]
     pub units_in_flight: usize,
 }
 
-impl Default for Options {
+impl Default for OrchestratorArgs {
     fn default() -> Self {
         Self { units_in_flight: 8 }
     }
@@ -48,7 +48,7 @@ const MOST_IMAGES: usize = 1000;
 
 /// Adds the gRPC services of an orchestrator: it reads uploads from `blobs`, whose service it needs too ([`dnd_mesh::blobs::add_to`]), and keeps the
 /// pictures that its jobs make there.
-pub fn add_to(services: Services, models: Models, blobs: Arc<Blobs>, options: Options) -> Services {
+pub fn add_to(services: Services, models: Models, blobs: Arc<Blobs>, options: OrchestratorArgs) -> Services {
     let orchestrator = Arc::new(Orchestrator { models, blobs, options, jobs: Jobs::default(), tasks: TaskTracker::new() });
     let dissect = DissectServiceServer::from_arc(Arc::clone(&orchestrator)).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
     let pictures = PictureServiceServer::from_arc(orchestrator).max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -58,7 +58,7 @@ pub fn add_to(services: Services, models: Models, blobs: Arc<Blobs>, options: Op
 struct Orchestrator {
     models: Models,
     blobs: Arc<Blobs>,
-    options: Options,
+    options: OrchestratorArgs,
     jobs: Jobs,
     /// The jobs' tasks.
     tasks: TaskTracker,

@@ -20,8 +20,8 @@ const MOST_WORDS: usize = 6;
 pub(super) struct PlantedUnit {
     layer: String,
     unit: u32,
-    /// In words.
-    pub(super) concept: String,
+    /// In words; none for a dead unit.
+    pub(super) concept: Option<String>,
     /// The content words that a right label holds.
     words: Vec<String>,
     /// Whether it is a combination that no model of the suite has seen in training.
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn a_label_is_right_if_it_says_all_of_the_concept_and_nothing_else_in_a_few_words() {
-        let planted = PlantedUnit { layer: "mixture".into(), unit: 0, concept: "red vertical stripes".into(), words: vec!["red".into(), "vertical".into(), "stripes".into()], withheld: false, dead: false };
+        let planted = PlantedUnit { layer: "mixture".into(), unit: 0, concept: Some("red vertical stripes".into()), words: vec!["red".into(), "vertical".into(), "stripes".into()], withheld: false, dead: false };
         let is_right = |label| marks().is_right(&planted, label);
         assert!(is_right("red vertical stripes"));
         assert!(is_right("Vertical-striped red things"));

@@ -23,7 +23,7 @@ pub(crate) use target::{Cut, Output, Reading, Source};
 
 /// Bounds on what the service holds.
 #[derive(Debug, Clone, Args)]
-pub struct Options {
+pub struct ActivationArgs {
     /// Targets that are kept loaded, each with the layers that were asked for together
     #[arg(long, env = "DND_TARGETS", default_value_t = 4)]
     pub targets: usize,
@@ -35,7 +35,7 @@ pub struct Options {
     pub max_pixels: u64,
 }
 
-impl Default for Options {
+impl Default for ActivationArgs {
     fn default() -> Self {
         Self { targets: 4, map_memory: 256, max_pixels: PictureLimits::default().pixels }
     }
@@ -44,7 +44,7 @@ impl Default for Options {
 /// The engine of the service.
 pub struct Activation {
     args: EngineArgs,
-    options: Options,
+    options: ActivationArgs,
     blobs: Arc<Blobs>,
     described: Mutex<LruCache<String, Arc<Described>>>,
     cuts: Mutex<LruCache<CutKey, Arc<Cut>>>,
@@ -72,7 +72,7 @@ const OPEN_SETS: NonZeroUsize = NonZeroUsize::new(8).expect("8 is not 0");
 
 impl Activation {
     /// An engine that finds uploads in `blobs`.
-    pub fn new(args: EngineArgs, options: Options, blobs: Arc<Blobs>) -> Self {
+    pub fn new(args: EngineArgs, options: ActivationArgs, blobs: Arc<Blobs>) -> Self {
         let targets = NonZeroUsize::new(options.targets).unwrap_or(NonZeroUsize::MIN);
         Self { args, options, blobs, described: Mutex::new(LruCache::new(targets)), cuts: Mutex::new(LruCache::new(targets)), sets: Mutex::new(LruCache::new(OPEN_SETS)) }
     }
