@@ -13,14 +13,12 @@ use dnd_diffusion::Diffusion;
 use dnd_mesh::{
     Slot,
     blobs::{self, Blobs},
-    channel::{Accepted, Dialer, in_memory},
-    server::{Services, serve_on},
+    server::{InProcess, Services},
 };
 use dnd_onnx::{Error, folder, runtime};
 use dnd_orchestrator::Models;
 use dnd_summarizer::Summarizer;
 use serde::Deserialize;
-use tokio::task::JoinSet;
 
 use crate::{args::MeshArgs, problem::Problem};
 
@@ -124,8 +122,7 @@ pub(crate) struct LocalMesh {
     pub(crate) blobs: Arc<Blobs>,
     /// All services, the orchestrator's too.
     pub(crate) services: Services,
-    /// Inner servers; they end with this value.
-    servers: JoinSet<()>,
+    _models: InProcess,
 }
 
 impl LocalMesh {
@@ -133,30 +130,12 @@ impl LocalMesh {
     pub(crate) fn new(args: &MeshArgs) -> Result<Self, Problem> {
         let blobs = Arc::new(Blobs::temporary().map_err(|e| Problem::failure(format!("no folder for temporary files can be made: {e}")))?);
         let engines = Engines::default();
-        let (dialer, accepted) = in_memory();
-        let inner = blobs::add_to(engines.add_to(Services::default()), Arc::clone(&blobs));
-        let mut servers = JoinSet::new();
-        serve_inside(&mut servers, inner, accepted);
-        let models = Models::over(dialer.channel(), dialer.channel(), dialer.channel(), dialer.channel(), dialer.channel());
-        let services = blobs::add_to(engines.add_to(Services::default()), Arc::clone(&blobs));
-        let services = dnd_orchestrator::add_to(services, models, Arc::clone(&blobs), args.orchestrator.clone());
-        Ok(Self { engines, blobs, services, servers })
+        let with_models = blobs::add_to(engines.add_to(Services::default()), Arc::clone(&blobs));
+        let inner = InProcess::start(with_models.clone());
+        let models = Models::over(inner.channel(), inner.channel(), inner.channel(), inner.channel(), inner.channel());
+        let services = dnd_orchestrator::add_to(with_models, models, Arc::clone(&blobs), args.orchestrator.clone());
+        Ok(Self { engines, blobs, services, _models: inner })
     }
-
-    /// Serves all services on a network inside the process.
-    pub(crate) fn serve(&mut self) -> Dialer {
-        let (dialer, accepted) = in_memory();
-        serve_inside(&mut self.servers, self.services.clone(), accepted);
-        dialer
-    }
-}
-
-fn serve_inside(servers: &mut JoinSet<()>, services: Services, accepted: Accepted) {
-    servers.spawn(async move {
-        if let Err(error) = serve_on(services, accepted, std::future::pending()).await {
-            eprintln!("dnd: the mesh in this process broke: {error}");
-        }
-    });
 }
 
 /// What is said where a suite is needed and none is named.

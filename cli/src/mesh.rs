@@ -1,6 +1,6 @@
 //! A connection to a mesh, wherever it is.
 
-use dnd_mesh::{MAX_MESSAGE_BYTES, channel};
+use dnd_mesh::{MAX_MESSAGE_BYTES, channel, server::InProcess};
 use dnd_proto::v1::{
     activation_service_client::ActivationServiceClient, dissect_service_client::DissectServiceClient, picture_service_client::PictureServiceClient,
     upload_service_client::UploadServiceClient,
@@ -19,7 +19,7 @@ pub(crate) struct Mesh {
     pub(crate) pictures: PictureServiceClient<Channel>,
     pub(crate) uploads: UploadServiceClient<Channel>,
     /// The mesh of this process, if it is that.
-    local: Option<LocalMesh>,
+    local: Option<Local>,
 }
 
 impl Mesh {
@@ -34,15 +34,15 @@ impl Mesh {
 
     /// Loads a suite into this process.
     pub(crate) async fn load(suite: Suite, args: &MeshArgs) -> Result<Self, Problem> {
-        let mut local = LocalMesh::new(args)?;
-        let (engines, blobs, args) = (local.engines.clone(), local.blobs.clone(), args.clone());
+        let local = Local::new(args)?;
+        let (engines, blobs, args) = (local.mesh.engines.clone(), local.mesh.blobs.clone(), args.clone());
         let loading = tokio::task::spawn_blocking(move || engines.load(&suite, &args, blobs));
         loading.await.map_err(|_| Problem::failure("the models' loader panicked"))??;
-        let channel = local.serve().channel();
+        let channel = local.server.channel();
         Ok(Self::over(channel, Some(local)))
     }
 
-    fn over(channel: Channel, local: Option<LocalMesh>) -> Self {
+    fn over(channel: Channel, local: Option<Local>) -> Self {
         Self {
             dissect: DissectServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES),
             pictures: PictureServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
@@ -57,11 +57,25 @@ impl Mesh {
     }
 }
 
-/// The activation service alone, in this process: enough to look at a network.
-pub(crate) async fn activation_alone(args: &MeshArgs) -> Result<(ActivationServiceClient<Channel>, LocalMesh), Problem> {
-    let mut local = LocalMesh::new(args)?;
+/// The mesh of this process, and the network inside it that it is reached over.
+pub(crate) struct Local {
+    mesh: LocalMesh,
+    server: InProcess,
+}
+
+impl Local {
+    fn new(args: &MeshArgs) -> Result<Self, Problem> {
+        let mesh = LocalMesh::new(args)?;
+        let server = InProcess::start(mesh.services.clone());
+        Ok(Self { mesh, server })
+    }
+}
+
+/// The activation service alone, in this process: enough to look at a network. It lives as long as the second value.
+pub(crate) fn activation_alone(args: &MeshArgs) -> Result<(ActivationServiceClient<Channel>, Local), Problem> {
     dnd_onnx::runtime::library_path()?;
-    local.engines.load_activation(args, local.blobs.clone());
-    let client = ActivationServiceClient::new(local.serve().channel()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let local = Local::new(args)?;
+    local.mesh.engines.load_activation(args, local.mesh.blobs.clone());
+    let client = ActivationServiceClient::new(local.server.channel()).max_decoding_message_size(MAX_MESSAGE_BYTES);
     Ok((client, local))
 }

@@ -8,6 +8,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
     signal::unix::{SignalKind, signal},
+    task::JoinSet,
 };
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
@@ -16,14 +17,14 @@ use tonic::{
     body::Body,
     server::NamedService,
     service::Routes,
-    transport::{Server, server::Connected},
+    transport::{Channel, Server, server::Connected},
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::{Service, ServiceBuilder};
 use tower_http::{catch_panic::CatchPanicLayer, trace::TraceLayer};
 use tracing::{error, info, warn};
 
-use crate::{Fault, args::ServeArgs};
+use crate::{Fault, args::ServeArgs, channel};
 
 /// Why a server could not start, or ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -153,6 +154,32 @@ where
     Ok(())
 }
 
+/// Services on a network inside the process; they end with this value.
+#[derive(Debug)]
+pub struct InProcess {
+    dialer: channel::Dialer,
+    _server: JoinSet<()>,
+}
+
+impl InProcess {
+    /// Starts serving.
+    pub fn start(services: Services) -> Self {
+        let (dialer, accepted) = channel::in_memory();
+        let mut server = JoinSet::new();
+        server.spawn(async move {
+            if let Err(error) = serve_on(services, accepted, std::future::pending()).await {
+                error!(%error, "the servers in this process broke");
+            }
+        });
+        Self { dialer, _server: server }
+    }
+
+    /// A channel to the services, over a connection of its own.
+    pub fn channel(&self) -> Channel {
+        self.dialer.channel()
+    }
+}
+
 async fn mark(health: &HealthReporter, names: &[&'static str], status: ServingStatus) {
     for name in names.iter().copied().chain([""]) {
         health.set_service_status(name, status).await;
@@ -174,7 +201,6 @@ mod tests {
     use tonic::{Code, Streaming};
 
     use super::*;
-    use crate::channel;
 
     struct Panics;
 
@@ -192,15 +218,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_in_one_call_is_internal_and_the_connection_goes_on() {
-        let (dialer, accepted) = channel::in_memory();
-        let stop = CancellationToken::new();
-        let server = tokio::spawn(serve_on(Services::default().with(UploadServiceServer::new(Panics)), accepted, stop.clone().cancelled_owned()));
-        let mut client = UploadServiceClient::new(dialer.channel());
+        let server = InProcess::start(Services::default().with(UploadServiceServer::new(Panics)));
+        let mut client = UploadServiceClient::new(server.channel());
         let status = client.check_uploads(CheckUploadsRequest { digests: vec!["x".into()] }).await.unwrap_err();
         assert_eq!(status.code(), Code::Internal);
         client.check_uploads(CheckUploadsRequest::default()).await.unwrap();
-        drop(client);
-        stop.cancel();
-        server.await.unwrap().unwrap();
     }
 }

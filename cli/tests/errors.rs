@@ -1,0 +1,128 @@
+//! What `dnd` says, and its exit code, when something can't be right. No panic, nothing written over.
+
+use std::{fs, path::Path};
+
+use dnd_testing::{copy_without, pictures, sketch, write_pictures};
+use dnd_tests::{Ran, dnd};
+
+const SHORT: [&str; 6] = ["--num-inference-steps", "2", "--images-per-concept", "2", "--candidates", "1"];
+
+/// Runs `dnd dissect` on the planted network with the sketch suite, some flags changed.
+fn dissect(folder: &Path, target: &str, layer: &str, images: &str, more: &[&str]) -> Ran {
+    let suite = sketch("");
+    let args = ["dissect", "--target", target, "--layer", layer, "--images", images, "--out", "out", "--models", suite.to_str().unwrap()];
+    dnd(folder, &[&args, &SHORT[..], more].concat())
+}
+
+fn planted() -> String {
+    sketch("targets/planted/planted.onnx").display().to_string()
+}
+
+/// A folder with good pictures in `pictures`.
+fn folder(count: usize) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    write_pictures(&folder.path().join("pictures"), &pictures(count, 5));
+    folder
+}
+
+fn refused(ran: &Ran, code: i32, parts: &[&str]) {
+    assert_eq!(ran.code, code, "{}{}", ran.out, ran.err);
+    for part in parts {
+        assert!(ran.err.contains(part), "{part:?} is not in: {}", ran.err);
+    }
+    assert!(!ran.err.contains("panicked") && !ran.err.contains("RUST_BACKTRACE"), "{}", ran.err);
+}
+
+#[test]
+fn files_and_folders_that_are_not_there_or_are_something_else() {
+    let folder = folder(2);
+    refused(&dissect(folder.path(), "nowhere.onnx", "colour", "pictures", &[]), 2, &["nowhere.onnx", "no such file"]);
+    refused(&dissect(folder.path(), &planted(), "colour", "nowhere", &[]), 2, &["nowhere", "no such file or folder"]);
+    refused(&dissect(folder.path(), "pictures", "colour", "pictures", &[]), 2, &["pictures", "is a folder", "ONNX file"]);
+    fs::create_dir(folder.path().join("empty")).unwrap();
+    refused(&dissect(folder.path(), &planted(), "colour", "empty", &[]), 2, &["empty", "no pictures", "png"]);
+    fs::write(folder.path().join("text.onnx"), "this is no network").unwrap();
+    refused(&dissect(folder.path(), "text.onnx", "colour", "pictures", &[]), 2, &["text.onnx", "not an ONNX file"]);
+    refused(&dnd(folder.path(), &["layers", "text.onnx"]), 2, &["not an ONNX file"]);
+    refused(&dnd(folder.path(), &["layers", "nowhere.onnx"]), 2, &["no such file"]);
+}
+
+#[test]
+fn layers_and_units_that_the_network_does_not_have() {
+    let folder = folder(2);
+    refused(&dissect(folder.path(), &planted(), "color", "pictures", &[]), 2, &["\"color\"", "nearest", "colour"]);
+    refused(&dissect(folder.path(), &planted(), "colour", "pictures", &["--units", "3,12"]), 2, &["unit 12", "colour", "0 to 11"]);
+    refused(&dissect(folder.path(), &planted(), "colour", "pictures", &["--units", "9-3"]), 2, &["9-3"]);
+}
+
+#[test]
+fn constants_out_of_range_are_named() {
+    let folder = folder(2);
+    refused(&dissect(folder.path(), &planted(), "colour", "pictures", &["--crop-iou", "1.5"]), 2, &["crop_iou", "0 to 1"]);
+    fs::write(folder.path().join("dnd.toml"), "sede = 1\n").unwrap();
+    refused(&dissect(folder.path(), &planted(), "colour", "pictures", &["--config", "dnd.toml"]), 2, &["dnd.toml", "sede"]);
+}
+
+#[test]
+fn an_endpoint_with_nobody_there_and_no_suite_at_all() {
+    let folder = folder(2);
+    let args = ["dissect", "--target", &planted(), "--layer", "colour", "--images", "pictures", "--out", "out"];
+    refused(&dnd(folder.path(), &[&args[..], &["--endpoint", "http://127.0.0.1:9"]].concat()), 1, &["http://127.0.0.1:9", "nobody answers"]);
+    refused(&dnd(folder.path(), &[&args[..], &["--endpoint", "not a url"]].concat()), 2, &["not a url", "http://localhost:50051"]);
+    refused(&dnd(folder.path(), &args), 2, &["--models", "--endpoint", "models/sketch", "drawn pictures only", "Stable Diffusion"]);
+}
+
+#[test]
+fn a_suite_with_a_file_missing() {
+    let folder = folder(2);
+    copy_without(&sketch(""), &folder.path().join("suite"), &["diffusion/unet/model.onnx", "probing.tar"]);
+    let args = ["dissect", "--target", &planted(), "--layer", "colour", "--images", "pictures", "--out", "out", "--models", "suite"];
+    refused(&dnd(folder.path(), &args), 2, &["suite/diffusion", "unet/model.onnx"]);
+    let checked = dnd(folder.path(), &["models", "check", "suite"]);
+    refused(&checked, 2, &["1 of 4 models"]);
+    assert!(checked.out.contains("captioner  ok") && checked.out.contains("unet/model.onnx"), "{}", checked.out);
+}
+
+#[test]
+fn bad_pictures_among_good_ones_are_skipped_and_said_and_few_pictures_are_all_used() {
+    let folder = folder(4);
+    let at = |name: &str| folder.path().join("pictures").join(name);
+    fs::write(at("empty.png"), "").unwrap();
+    fs::write(at("text.jpg"), "text in disguise").unwrap();
+    let ran = dissect(folder.path(), &planted(), "colour", "pictures", &["--units", "0,11"]);
+    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
+    assert!(ran.err.contains("has 4 good pictures, fewer than the 10"), "{}", ran.err);
+    assert!(ran.out.contains("dead") && ran.out.contains("1 labelled, 1 dead, 0 failed; 2 pictures skipped"), "{}", ran.out);
+    let skipped = fs::read_to_string(folder.path().join("out/skipped.csv")).unwrap();
+    let lines: Vec<&str> = skipped.lines().collect();
+    assert_eq!((lines.len(), lines[0]), (3, "path,reason"));
+    assert!(lines[1].starts_with("empty.png,") && lines[1].contains("empty") && lines[2].starts_with("text.jpg,"), "{skipped}");
+
+    // The results are there to stay.
+    let before = fs::read_to_string(folder.path().join("out/results.jsonl")).unwrap();
+    refused(&dissect(folder.path(), &planted(), "colour", "pictures", &["--units", "1"]), 2, &["out", "--fresh"]);
+    assert_eq!(fs::read_to_string(folder.path().join("out/results.jsonl")).unwrap(), before);
+}
+
+#[test]
+fn a_selection_takes_pictures_or_an_earlier_result() {
+    let folder = folder(40);
+    let suite = sketch("");
+    let models = ["--models", suite.to_str().unwrap()];
+    let target = planted();
+    let select = ["select", "--target", &target, "--layer", "colour", "--unit", "0", "--concept", "red backgrounds", "--concept", "blue stars", "--concept", "red backgrounds"];
+    let short = ["--num-inference-steps", "4", "--images-per-concept", "3"];
+    let over_pictures = dnd(folder.path(), &[&select[..], &["--images", "pictures"], &models, &short].concat());
+    assert_eq!(over_pictures.code, 0, "{}", over_pictures.err);
+    assert_eq!(over_pictures.out.matches("red backgrounds").count(), 1, "repeated ones count once: {}", over_pictures.out);
+
+    let same = ["--num-inference-steps", "4", "--images-per-concept", "3", "--candidates", "1"];
+    let args = ["dissect", "--target", &target, "--layer", "colour", "--units", "0", "--images", "pictures", "--out", "out"];
+    assert_eq!(dnd(folder.path(), &[&args[..], &models, &same].concat()).code, 0);
+    let over_result = dnd(folder.path(), &[&select[..], &["--from", "out"], &models, &short].concat());
+    assert_eq!(over_result.code, 0, "{}", over_result.err);
+    assert_eq!(over_pictures.out, over_result.out, "the same images, the same scores");
+
+    let missing = dnd(folder.path(), &["select", "--target", &target, "--layer", "colour", "--unit", "5", "--concept", "red", "--from", "out", models[0], models[1]]);
+    refused(&missing, 2, &["results.jsonl", "colour unit 5"]);
+}
