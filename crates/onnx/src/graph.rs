@@ -288,3 +288,96 @@ fn captured(graph: &GraphProto, needed: &mut HashSet<String>) {
     }
     needed.extend(graph.output.iter().map(|output| output.name().to_owned()));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::StringStringEntryProto;
+
+    fn node(operator: &str, inputs: &[&str], output: &str, scopes: Option<&str>) -> NodeProto {
+        let strings = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let scopes = scopes.map(|scopes| StringStringEntryProto { key: Some(SCOPES.to_owned()), value: Some(scopes.to_owned()) });
+        NodeProto { op_type: Some(operator.to_owned()), input: strings(inputs), output: strings(&[output]), metadata_props: scopes.into_iter().collect(), ..Default::default() }
+    }
+
+    /// a -> b -> c -> out, with a side branch from a, and an If that captures b.
+    fn network() -> Network {
+        let inner = GraphProto { node: vec![node("Neg", &["/layer1/layer1.0/Relu_output_0"], "inside", None)], ..Default::default() };
+        let branch = AttributeProto { name: Some("then_branch".to_owned()), g: Some(inner), ..Default::default() };
+        let mut conditional = node("If", &["condition"], "/head/If_output_0", Some("['', 'head', 'if_1']"));
+        conditional.attribute.push(branch);
+        let tensor = |name: &str| TensorProto { name: Some(name.to_owned()), ..Default::default() };
+        let graph = GraphProto {
+            node: vec![
+                node("Conv", &["input", "weight"], "/layer1/layer1.0/Conv_output_0", Some("['', 'layer1', 'layer1.0', 'layer1.0.conv', 'conv2d']")),
+                node("Relu", &["/layer1/layer1.0/Conv_output_0"], "/layer1/layer1.0/Relu_output_0", Some("['', 'layer1', 'layer1.0', \"layer1.0.relu\", 'relu']")),
+                node("Sigmoid", &["/layer1/layer1.0/Conv_output_0"], "/side/Sigmoid_output_0", None),
+                node("Gemm", &["/layer1/layer1.0/Relu_output_0", "head_weight"], "/head/Gemm_output_0", Some("['', 'head', 'linear']")),
+                conditional,
+            ],
+            initializer: vec![tensor("weight"), tensor("head_weight"), tensor("condition")],
+            output: vec![ValueInfoProto { name: Some("/head/Gemm_output_0".to_owned()), ..Default::default() }],
+            ..Default::default()
+        };
+        Network { model: ModelProto { graph: Some(graph), opset_import: vec![OperatorSetIdProto { version: Some(18), ..Default::default() }], ..Default::default() }, folder: PathBuf::new() }
+    }
+
+    fn cut(wanted: &[Wanted]) -> GraphProto {
+        ModelProto::decode(&*network().cut(wanted).unwrap()).unwrap().graph.unwrap()
+    }
+
+    #[test]
+    fn layers_have_their_modules_names_and_are_found_by_them_their_values_and_unique_endings() {
+        let network = network();
+        let names: Vec<String> = network.layers().unwrap().into_iter().map(|layer| layer.name).collect();
+        assert_eq!(names, ["layer1.0.conv", "layer1", "/side/Sigmoid_output_0", "/head/Gemm_output_0", "head"], "a module gives what its last node gives");
+        let found = |asked: &str| network.layer(asked).map(|layer| (layer.name, layer.value));
+        let relu = "/layer1/layer1.0/Relu_output_0".to_owned();
+        for name in ["layer1", "layer1.0", "layer1.0.relu"] {
+            assert_eq!(found(name).unwrap(), (name.to_owned(), relu.clone()));
+        }
+        assert_eq!(found("conv").unwrap().0, "layer1.0.conv");
+        assert_eq!(found("Sigmoid_output_0").unwrap().1, "/side/Sigmoid_output_0");
+        assert_eq!(found("Relu_output_0").unwrap().1, relu);
+        let Err(Error::UnknownLayer { nearest, .. }) = found("layr1") else { panic!("found") };
+        assert_eq!(nearest[0], "layer1");
+        assert!(found("1").is_err(), "a part of a name is no ending of it");
+    }
+
+    #[test]
+    fn an_ending_that_several_layers_have_is_no_name() {
+        let mut network = network();
+        let graph = network.model.graph.as_mut().unwrap();
+        graph.node.push(node("Relu", &["/head/Gemm_output_0"], "/head/Relu_output_0", None));
+        let Err(Error::AmbiguousLayer { candidates, .. }) = network.layer("Relu_output_0") else { panic!("found") };
+        assert_eq!(candidates.len(), 2);
+    }
+
+    #[test]
+    fn what_no_output_needs_is_dropped_and_what_a_subgraph_captures_is_kept() {
+        let side = cut(&[Wanted { value: "/side/Sigmoid_output_0".to_owned(), reduce: None }]);
+        let operators = |graph: &GraphProto| graph.node.iter().map(|node| node.op_type().to_owned()).collect::<Vec<_>>();
+        assert_eq!(operators(&side), ["Conv", "Sigmoid"]);
+        let weights: Vec<&str> = side.initializer.iter().map(TensorProto::name).collect();
+        assert_eq!(weights, ["weight"]);
+        let conditional = cut(&[Wanted { value: "/head/If_output_0".to_owned(), reduce: None }]);
+        assert_eq!(operators(&conditional), ["Conv", "Relu", "If"]);
+    }
+
+    #[test]
+    fn a_reduced_value_is_an_output_of_its_own_beside_the_value() {
+        let value = "/layer1/layer1.0/Relu_output_0".to_owned();
+        let wanted = [Wanted { value: value.clone(), reduce: Some(Summary::Mean) }, Wanted { value: value.clone(), reduce: None }];
+        let graph = cut(&wanted);
+        let outputs: Vec<&str> = graph.output.iter().map(ValueInfoProto::name).collect();
+        assert_eq!(outputs, [&reduced(&value), &value]);
+        let last = graph.node.last().unwrap();
+        assert_eq!((last.op_type(), last.input.len()), ("ReduceMean", 2), "axes are an input from opset 18 on");
+    }
+
+    #[test]
+    fn a_python_list_is_read_whatever_its_quotes() {
+        assert_eq!(parse_list("['', 'layer4', \"it's\", 'x']"), ["", "layer4", "it's", "x"]);
+        assert!(parse_list("[]").is_empty() && parse_list("['open").is_empty());
+    }
+}

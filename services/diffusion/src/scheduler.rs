@@ -217,7 +217,11 @@ impl Scheduler {
                 let ratio = train as f64 / count as f64;
                 (0..count).map(|i| (last - i as f64 * ratio).round_ties_even() - 1.0).collect()
             }
-            _ => (1..=count).rev().map(|i| ((last - 1.0) * i as f64 / count as f64).round_ties_even()).collect(),
+            _ => {
+                // The spacing first, as NumPy's linspace has it: what lies between two whole numbers depends on it.
+                let ratio = (last - 1.0) / count as f64;
+                (1..=count).rev().map(|i| (i as f64 * ratio).round_ties_even()).collect()
+            }
         };
         spaced.into_iter().map(|t| t.clamp(0.0, (train - 1) as f64) as usize).collect()
     }
