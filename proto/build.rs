@@ -11,9 +11,7 @@ fn main() -> Result<(), BoxError> {
     println!("cargo:rerun-if-changed=google");
     let out = PathBuf::from(env::var("OUT_DIR")?);
 
-    let mut files: Vec<PathBuf> = fs::read_dir("dnd/v1")?
-        .map(|entry| entry.map(|e| e.path()))
-        .collect::<Result<_, _>>()?;
+    let mut files: Vec<PathBuf> = fs::read_dir("dnd/v1")?.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>()?;
     files.sort();
     let descriptors = protox::compile(&files, ["."])?;
     let encoded = descriptors.encode_to_vec();

@@ -217,7 +217,7 @@ pub(crate) fn units(text: &str) -> Result<Vec<u32>, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::{FromArgMatches as _, Args as _, Command};
+    use clap::{Args as _, Command, FromArgMatches as _};
     use dnd_method::parameters::Parameters;
 
     use super::*;

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use dnd_testing::{copy_without, pictures, sketch, write_pictures};
 use dnd_tests::{Ran, dnd};
 
-const SHORT: [&str; 6] = ["--num-inference-steps", "2", "--images-per-concept", "2", "--candidates", "1"];
+const SHORT: [&str; 6] = ["--num-inference-steps", "6", "--images-per-concept", "3", "--candidates", "1"];
 
 /// Runs `dnd dissect` on the planted network with the sketch suite, some flags changed.
 fn dissect(folder: &Path, target: &str, layer: &str, images: &str, more: &[&str]) -> Ran {
@@ -85,13 +85,13 @@ fn a_suite_with_a_file_missing() {
 
 #[test]
 fn bad_pictures_among_good_ones_are_skipped_and_said_and_few_pictures_are_all_used() {
-    let folder = folder(4);
+    let folder = folder(8);
     let at = |name: &str| folder.path().join("pictures").join(name);
     fs::write(at("empty.png"), "").unwrap();
     fs::write(at("text.jpg"), "text in disguise").unwrap();
-    let ran = dissect(folder.path(), &planted(), "colour", "pictures", &["--units", "0,11"]);
+    let ran = dissect(folder.path(), &planted(), "colour", "pictures", &["--units", "4,11"]);
     assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
-    assert!(ran.err.contains("has 4 good pictures, fewer than the 10"), "{}", ran.err);
+    assert!(ran.err.contains("has 8 good pictures, fewer than the 10"), "{}", ran.err);
     assert!(ran.out.contains("dead") && ran.out.contains("1 labelled, 1 dead, 0 failed; 2 pictures skipped"), "{}", ran.out);
     let skipped = fs::read_to_string(folder.path().join("out/skipped.csv")).unwrap();
     let lines: Vec<&str> = skipped.lines().collect();
@@ -110,7 +110,21 @@ fn a_selection_takes_pictures_or_an_earlier_result() {
     let suite = sketch("");
     let models = ["--models", suite.to_str().unwrap()];
     let target = planted();
-    let select = ["select", "--target", &target, "--layer", "colour", "--unit", "0", "--concept", "red backgrounds", "--concept", "blue stars", "--concept", "red backgrounds"];
+    let select = [
+        "select",
+        "--target",
+        &target,
+        "--layer",
+        "colour",
+        "--unit",
+        "0",
+        "--concept",
+        "red backgrounds",
+        "--concept",
+        "blue stars",
+        "--concept",
+        "red backgrounds",
+    ];
     let short = ["--num-inference-steps", "4", "--images-per-concept", "3"];
     let over_pictures = dnd(folder.path(), &[&select[..], &["--images", "pictures"], &models, &short].concat());
     assert_eq!(over_pictures.code, 0, "{}", over_pictures.err);
@@ -123,6 +137,7 @@ fn a_selection_takes_pictures_or_an_earlier_result() {
     assert_eq!(over_result.code, 0, "{}", over_result.err);
     assert_eq!(over_pictures.out, over_result.out, "the same images, the same scores");
 
-    let missing = dnd(folder.path(), &["select", "--target", &target, "--layer", "colour", "--unit", "5", "--concept", "red", "--from", "out", models[0], models[1]]);
+    let missing =
+        dnd(folder.path(), &["select", "--target", &target, "--layer", "colour", "--unit", "5", "--concept", "red", "--from", "out", models[0], models[1]]);
     refused(&missing, 2, &["results.jsonl", "colour unit 5"]);
 }

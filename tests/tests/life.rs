@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use dnd_proto::v1::{
-    DissectRequest, LayerUnits, OnDisconnect, Parameters, ProbingSet, ProbingSource, Target, dissect_response::Event, dissect_service_client::DissectServiceClient, probing_source::Source,
+    DissectRequest, LayerUnits, OnDisconnect, Parameters, ProbingSet, ProbingSource, Target, dissect_response::Event,
+    dissect_service_client::DissectServiceClient, probing_source::Source,
 };
 use dnd_testing::sketch;
 use dnd_tests::Service;
@@ -33,7 +34,10 @@ async fn a_service_serves_after_its_warm_up_answers_reflection_and_ends_in_order
     serving(&service, "dnd.v1.CaptionService").await;
     serving(&service, "").await;
 
-    use tonic_reflection::pb::v1::{ServerReflectionRequest, server_reflection_client::ServerReflectionClient, server_reflection_request::MessageRequest, server_reflection_response::MessageResponse};
+    use tonic_reflection::pb::v1::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient, server_reflection_request::MessageRequest,
+        server_reflection_response::MessageResponse,
+    };
     let request = ServerReflectionRequest { host: String::new(), message_request: Some(MessageRequest::ListServices(String::new())) };
     let mut reflection = ServerReflectionClient::new(channel(&service).await);
     let mut answers = reflection.server_reflection_info(tokio_stream(request)).await.unwrap().into_inner();

@@ -8,8 +8,23 @@ use dnd_tests::{Mesh, Ran, dnd};
 /// A small job, on what only the client sees.
 fn job(folder: &Path, out: &str, more: &[&str]) -> Ran {
     let args = [
-        "dissect", "--target", "client/planted.onnx", "--layer", "colour,mixture", "--units", "0,3,11", "--images", "client/pictures", "--out", out,
-        "--num-inference-steps", "3", "--images-per-concept", "3", "--candidates", "2",
+        "dissect",
+        "--target",
+        "client/planted.onnx",
+        "--layer",
+        "colour,mixture",
+        "--units",
+        "0,3,11",
+        "--images",
+        "client/pictures",
+        "--out",
+        out,
+        "--num-inference-steps",
+        "3",
+        "--images-per-concept",
+        "3",
+        "--candidates",
+        "2",
     ];
     let ran = dnd(folder, &[&args, more].concat());
     assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
@@ -73,7 +88,10 @@ fn the_same_seed_gives_the_same_bytes_however_much_is_in_flight_and_another_seed
         let digests = |line: &str| {
             let unit: serde_json::Value = serde_json::from_str(line).unwrap();
             let concepts = unit["concepts"].as_array().unwrap().clone();
-            concepts.into_iter().flat_map(|concept| concept["pictures"].as_array().unwrap().clone()).map(|picture| picture["digest"].as_str().unwrap().to_owned())
+            concepts
+                .into_iter()
+                .flat_map(|concept| concept["pictures"].as_array().unwrap().clone())
+                .map(|picture| picture["digest"].as_str().unwrap().to_owned())
         };
         results(folder.path(), out).lines().flat_map(digests).collect()
     };

@@ -55,7 +55,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
     let parameters = Parameters { num_inference_steps: Some(STEPS), ..Default::default() };
     let mesh = Mesh::load(suite, &mesh_args).await?;
 
-    let folder = Folder::create(&args.out.join("planted"), true)?;
+    let folder = Folder::new(&args.out.join("planted"), true)?;
     let layers = marks.layers().map(|layer| LayerUnits { layer: layer.to_owned(), units: Vec::new() }).collect();
     let asked = request(planted.give(&mesh).await?, layers, images.give(&mesh).await?, parameters.clone());
     let Ran { folder: planted, mesh, interrupted } = dissect(mesh, asked, folder).await?;
@@ -63,7 +63,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
         return Ok(ExitCode::from(INTERRUPTED));
     }
 
-    let folder = Folder::create(&args.out.join("resnet"), true)?;
+    let folder = Folder::new(&args.out.join("resnet"), true)?;
     let layers = TRAINED.map(|(layer, units)| LayerUnits { layer: layer.to_owned(), units: (0..units).collect() }).to_vec();
     let asked = request(trained.give(&mesh).await?, layers, images.give(&mesh).await?, parameters);
     let Ran { folder: resnet, interrupted, .. } = dissect(mesh, asked, folder).await?;
@@ -86,7 +86,10 @@ fn print_trained(units: &[UnitResult]) {
 }
 
 fn print_planted(units: &[UnitResult], marks: &Marks) {
-    println!("\nA network whose units' concepts are known (planted)\n{:<8}  {:>4}  {:<26}  {:<5}  {:<40}  {:>8}", "layer", "unit", "concept", "", "label", "score");
+    println!(
+        "\nA network whose units' concepts are known (planted)\n{:<8}  {:>4}  {:<26}  {:<5}  {:<40}  {:>8}",
+        "layer", "unit", "concept", "", "label", "score"
+    );
     for unit in units {
         let Some(planted) = marks.unit(unit) else { continue };
         let (concept, mark) = match (planted.dead, marks.is_right(planted, &unit.label)) {
@@ -99,7 +102,8 @@ fn print_planted(units: &[UnitResult], marks: &Marks) {
 }
 
 fn print_figures(units: &[UnitResult], marks: &Marks) {
-    let live: Vec<(&PlantedUnit, &UnitResult)> = units.iter().filter_map(|unit| marks.unit(unit).filter(|planted| !planted.dead).map(|planted| (planted, unit))).collect();
+    let live: Vec<(&PlantedUnit, &UnitResult)> =
+        units.iter().filter_map(|unit| marks.unit(unit).filter(|planted| !planted.dead).map(|planted| (planted, unit))).collect();
     let withheld: Vec<_> = live.iter().filter(|(planted, _)| planted.withheld).copied().collect();
     let share = |name: &str, units: &[(&PlantedUnit, &UnitResult)], label: &dyn Fn(usize, &UnitResult) -> String| {
         let right = units.iter().enumerate().filter(|(i, (planted, unit))| marks.is_right(planted, &label(*i, unit))).count();

@@ -63,7 +63,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
     if args.dry_run {
         return dry_run(&args.mesh, &target, layers, &images, parameters).await;
     }
-    let folder = Folder::create(&args.out, args.fresh)?;
+    let folder = Folder::new(&args.out, args.fresh)?;
     let mesh = Mesh::open(&args.mesh).await?;
     let request = request(target.give(&mesh).await?, layers, images.give(&mesh).await?, parameters);
     let Ran { folder, interrupted, .. } = dissect(mesh, request, folder).await?;
@@ -122,7 +122,7 @@ async fn follow(mut events: Streaming<dnd_proto::v1::DissectResponse>, mesh: &mu
                 for notice in out::notices(accepted.provenance.as_ref()) {
                     watch.say(&format!("note: {notice}"));
                 }
-                folder.accepted(accepted);
+                folder.accepted(accepted)?;
             }
             Some(Event::Progress(progress)) => watch.progress(&progress),
             Some(Event::Skipped(skipped)) => {
@@ -185,7 +185,7 @@ async fn dry_run(mesh: &MeshArgs, target: &TargetFile, mut layers: Vec<LayerUnit
     let mesh = Mesh::open(mesh).await?;
     let given = target.give(&mesh).await?;
     let set = sampled.give(&mesh).await?;
-    let mut folder = Folder::create(trial.path(), true)?;
+    let mut folder = Folder::new(trial.path(), true)?;
     // All layers, so that the trial probes as the run will; of the units one is labelled.
     let all = mesh_units(&mesh, &given, &layers, &set).await?;
     let count: usize = all.iter().map(|layer| layer.units.len()).sum();
@@ -207,10 +207,15 @@ async fn dry_run(mesh: &MeshArgs, target: &TargetFile, mut layers: Vec<LayerUnit
         println!("trial on {} pictures: {} unit {}: {}", done.pictures, unit.layer, unit.unit, outcome(unit));
     }
     let space = folder_size(trial.path());
-    let seconds = |probe: bool| done.times.iter().filter(|time: &&StageTime| (watch::name(time.stage()) == "probe") == probe).map(|time| time.seconds).sum::<f64>();
+    let seconds =
+        |probe: bool| done.times.iter().filter(|time: &&StageTime| (watch::name(time.stage()) == "probe") == probe).map(|time| time.seconds).sum::<f64>();
     let probing = seconds(true) * pictures as f64 / (done.pictures.max(1)) as f64;
     let (units_time, space) = (seconds(false) * count as f64, space * count as u64);
-    println!("time    about {} for the probing pass, at most {} for the units (less where they share pictures and concepts)", duration(probing), duration(units_time));
+    println!(
+        "time    about {} for the probing pass, at most {} for the units (less where they share pictures and concepts)",
+        duration(probing),
+        duration(units_time)
+    );
     println!("space   at most {:.1} MB in --out", space as f64 / 1e6);
     Ok(ExitCode::SUCCESS)
 }

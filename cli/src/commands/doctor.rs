@@ -1,6 +1,10 @@
 //! `dnd doctor`: what this machine has.
 
-use std::{net::TcpListener, path::{Path, PathBuf}, process::{Command, ExitCode}};
+use std::{
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
 
 use dnd_onnx::runtime::{self, Provider};
 

@@ -9,11 +9,7 @@ use std::{
 };
 
 use dnd_mesh::blobs;
-use dnd_proto::v1::{
-    SelectConceptRequest, StoredImages, UnitResult, UnitState,
-    select_concept_request::Images as From,
-    select_concept_response::Event,
-};
+use dnd_proto::v1::{SelectConceptRequest, StoredImages, UnitResult, UnitState, select_concept_request::Images as From, select_concept_response::Event};
 
 use crate::{
     args::{MeshArgs, Settings, TargetArgs},

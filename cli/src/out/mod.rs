@@ -4,7 +4,7 @@ mod report;
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, BufWriter, Write as _},
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
@@ -26,7 +26,8 @@ const PICTURES: usize = 256;
 /// The folder of a run.
 pub(crate) struct Folder {
     root: PathBuf,
-    lines: File,
+    /// The results so far; none before there is a job.
+    lines: Option<File>,
     units: Vec<UnitResult>,
     skipped: Vec<SkippedPicture>,
     pictures: HashSet<String>,
@@ -61,16 +62,21 @@ struct StageRun {
 }
 
 impl Folder {
-    /// A folder for a run's results. One that holds results already is left alone, unless they are to be replaced.
-    pub(crate) fn create(root: &Path, replace: bool) -> Result<Self, Problem> {
+    /// A folder for a run's results; nothing is written before its job is accepted. One that holds results already is left alone, unless they
+    /// are to be replaced.
+    pub(crate) fn new(root: &Path, replace: bool) -> Result<Self, Problem> {
         if root.join(RESULTS).exists() && !replace {
             return Err(Problem::input(format!("{}: there are results in this folder; name another with --out, or replace them with --fresh", root.display())));
         }
-        let pictures = root.join("pictures");
-        fs::create_dir_all(&pictures).map_err(|e| Problem::file(&pictures, &e))?;
-        let path = root.join(RESULTS);
-        let lines = OpenOptions::new().create(true).write(true).truncate(true).open(&path).map_err(|e| Problem::file(&path, &e))?;
-        Ok(Self { root: root.to_owned(), lines, units: Vec::new(), skipped: Vec::new(), pictures: HashSet::new(), accepted: None, started: SystemTime::now() })
+        Ok(Self {
+            root: root.to_owned(),
+            lines: None,
+            units: Vec::new(),
+            skipped: Vec::new(),
+            pictures: HashSet::new(),
+            accepted: None,
+            started: SystemTime::now(),
+        })
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -81,8 +87,14 @@ impl Folder {
         &self.units
     }
 
-    pub(crate) fn accepted(&mut self, accepted: JobAccepted) {
+    /// The job is there: begins its results.
+    pub(crate) fn accepted(&mut self, accepted: JobAccepted) -> Result<(), Problem> {
+        let pictures = self.root.join("pictures");
+        fs::create_dir_all(&pictures).map_err(|e| Problem::file(&pictures, &e))?;
+        let path = self.root.join(RESULTS);
+        self.lines = Some(File::create(&path).map_err(|e| Problem::file(&path, &e))?);
         self.accepted = Some(accepted);
+        Ok(())
     }
 
     pub(crate) fn skipped(&mut self, skipped: SkippedPicture) {
@@ -95,7 +107,8 @@ impl Folder {
 
     /// Keeps a finished unit: its pictures first, then its line.
     pub(crate) async fn unit(&mut self, unit: UnitResult, service: &mut PictureServiceClient<Channel>) -> Result<(), Problem> {
-        let missing: Vec<String> = digests(&unit).filter(|digest| !self.pictures.contains(*digest)).map(str::to_owned).collect::<HashSet<_>>().into_iter().collect();
+        let missing: Vec<String> =
+            digests(&unit).filter(|digest| !self.pictures.contains(*digest)).map(str::to_owned).collect::<HashSet<_>>().into_iter().collect();
         for some in missing.chunks(PICTURES) {
             let mut pictures = service.get_pictures(GetPicturesRequest { digests: some.to_vec() }).await?.into_inner();
             while let Some(got) = pictures.message().await? {
@@ -107,13 +120,19 @@ impl Folder {
         }
         let line = line(&unit)?;
         let path = self.root.join(RESULTS);
-        self.lines.write_all(line.as_bytes()).map_err(|e| Problem::file(&path, &e))?;
+        if let Some(lines) = &mut self.lines {
+            lines.write_all(line.as_bytes()).map_err(|e| Problem::file(&path, &e))?;
+        }
         self.units.push(unit);
         Ok(())
     }
 
-    /// Writes everything that is written at the end: whole for a job that is done, and for what there is of one that was interrupted.
+    /// Writes everything that is written at the end: whole for a job that is done, and for what there is of one that was interrupted. Nothing if
+    /// there never was a job.
     pub(crate) fn finish(&mut self, done: &JobDone, interrupted: bool) -> Result<(), Problem> {
+        if self.accepted.is_none() {
+            return Ok(());
+        }
         self.sort();
         write_whole(&self.root.join(RESULTS), |file| {
             for unit in &self.units {
@@ -145,7 +164,11 @@ impl Folder {
             pictures: done.pictures,
             skipped_pictures: self.skipped.len(),
             warnings: &done.warnings,
-            stages: done.times.iter().map(|time| (watch::name(time.stage()), StageRun { seconds: time.seconds, calls: time.calls, reused: time.reused })).collect(),
+            stages: done
+                .times
+                .iter()
+                .map(|time| (watch::name(time.stage()), StageRun { seconds: time.seconds, calls: time.calls, reused: time.reused }))
+                .collect(),
         };
         write_whole(&self.root.join("run.json"), |file| Ok(serde_json::to_writer_pretty(file, &run)?))?;
         let report = report::render(&self.units, &self.root.join("pictures"), &notices, provenance, &done.warnings, self.skipped.len())?;
@@ -167,7 +190,16 @@ impl Folder {
             for unit in &self.units {
                 let concept = |place: usize| unit.concepts.get(place).map(|concept| cell(&concept.concept)).unwrap_or_default();
                 let score = unit.concepts.first().and_then(|concept| concept.score).map(|score| score.to_string()).unwrap_or_default();
-                table.write_record([cell(&unit.layer), unit.unit.to_string(), cell(&unit.label), score, concept(1), concept(2), state(unit).to_owned(), cell(&unit.reason)])?;
+                table.write_record([
+                    cell(&unit.layer),
+                    unit.unit.to_string(),
+                    cell(&unit.label),
+                    score,
+                    concept(1),
+                    concept(2),
+                    state(unit).to_owned(),
+                    cell(&unit.reason),
+                ])?;
             }
             table.flush()
         })
@@ -237,8 +269,11 @@ mod tests {
     fn results_are_not_written_over() {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join(RESULTS), "precious").unwrap();
-        assert!(Folder::create(root.path(), false).is_err());
-        assert_eq!(fs::read_to_string(root.path().join(RESULTS)).unwrap(), "precious");
-        Folder::create(root.path(), true).unwrap();
+        assert!(Folder::new(root.path(), false).is_err());
+        let mut replacing = Folder::new(root.path(), true).unwrap();
+        replacing.finish(&JobDone::default(), true).unwrap();
+        assert_eq!(fs::read_to_string(root.path().join(RESULTS)).unwrap(), "precious", "not before there is something to replace them with");
+        replacing.accepted(JobAccepted::default()).unwrap();
+        assert_eq!(fs::read_to_string(root.path().join(RESULTS)).unwrap(), "");
     }
 }

@@ -88,7 +88,14 @@ struct Drawn {
 }
 
 /// Renders the report of a run whose pictures lie in a folder.
-pub(super) fn render(units: &[UnitResult], pictures: &Path, notices: &[&str], provenance: Option<&Provenance>, warnings: &[String], skipped: usize) -> Result<String, Problem> {
+pub(super) fn render(
+    units: &[UnitResult],
+    pictures: &Path,
+    notices: &[&str],
+    provenance: Option<&Provenance>,
+    warnings: &[String],
+    skipped: usize,
+) -> Result<String, Problem> {
     let mut album = Album { folder: pictures, thumbnails: Vec::new(), known: BTreeMap::new() };
     let count = |wanted: &str| units.iter().filter(|unit| state(unit) == wanted).count();
     let mut layers: Vec<&str> = units.iter().map(|unit| unit.layer.as_str()).collect();
@@ -196,7 +203,10 @@ fn why(unit: &UnitResult) -> String {
     let likeness = best.scores.as_ref().map(|scores| scores.image_products).unwrap_or_default();
     match unit.concepts.len() {
         1 => format!("The only candidate; its drawn pictures are {likeness:.2} alike to the unit's."),
-        n => format!("Of {n} candidates its drawn pictures excite the unit most or look most like its own: best ranks {} of {all}, likeness {likeness:.2}.", ranks.join(", ")),
+        n => format!(
+            "Of {n} candidates its drawn pictures excite the unit most or look most like its own: best ranks {} of {all}, likeness {likeness:.2}.",
+            ranks.join(", ")
+        ),
     }
 }
 
@@ -253,7 +263,8 @@ impl Album<'_> {
             return known.map(|(key, _)| key);
         }
         let grey = ImageReader::open(self.folder.join(digest)).ok()?.with_guessed_format().ok()?.decode().ok()?.into_luma8();
-        let shade = RgbaImage::from_fn(grey.width(), grey.height(), |x, y| image::Rgba([8, 12, 28, ((255 - u16::from(grey.get_pixel(x, y).0[0])) * 215 / 255) as u8]));
+        let shade =
+            RgbaImage::from_fn(grey.width(), grey.height(), |x, y| image::Rgba([8, 12, 28, ((255 - u16::from(grey.get_pixel(x, y).0[0])) * 215 / 255) as u8]));
         let mut png = Vec::new();
         shade.write_to(&mut Cursor::new(&mut png), ImageFormat::Png).ok()?;
         let made = self.add(data_uri("png", &png));

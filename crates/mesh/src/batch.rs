@@ -72,10 +72,7 @@ pub struct Batcher<W: Worker> {
 impl<W: Worker> Batcher<W> {
     /// Starts a thread for each worker; `name` is what a debugger shows.
     pub fn start(name: &str, workers: Vec<W>, limits: Limits) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared {
-            state: Mutex::new(State { waiting: VecDeque::new(), closed: false }),
-            changed: Condvar::new(),
-        });
+        let shared = Arc::new(Shared { state: Mutex::new(State { waiting: VecDeque::new(), closed: false }), changed: Condvar::new() });
         let threads = workers
             .into_iter()
             .map(|worker| {

@@ -8,7 +8,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use dnd_proto::v1::{CheckUploadsRequest, CheckUploadsResponse, MissingBlob, UploadRequest, UploadResponse, upload_service_client::UploadServiceClient, upload_service_server::{UploadService, UploadServiceServer}};
+use dnd_proto::v1::{
+    CheckUploadsRequest, CheckUploadsResponse, MissingBlob, UploadRequest, UploadResponse,
+    upload_service_client::UploadServiceClient,
+    upload_service_server::{UploadService, UploadServiceServer},
+};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use tokio::{
@@ -138,7 +142,11 @@ impl Blobs {
         let found = digest_of(&path).await.map_err(storage)?;
         if found != *digest {
             fs::remove_file(&path).await.map_err(storage)?;
-            return Err(Fault::new(Code::DataLoss, "DIGEST_MISMATCH", format!("what arrived as {digest} has the digest {found}; it was thrown away, upload it again")));
+            return Err(Fault::new(
+                Code::DataLoss,
+                "DIGEST_MISMATCH",
+                format!("what arrived as {digest} has the digest {found}; it was thrown away, upload it again"),
+            ));
         }
         fs::rename(&path, self.folder.join(digest)).await.map_err(storage)?;
         Ok(true)
@@ -184,7 +192,10 @@ pub async fn upload(mut service: UploadServiceClient<Channel>, mut digests: Vec<
         if missing.is_empty() {
             continue;
         }
-        let files = missing.iter().map(|blob| path(&blob.digest).ok_or_else(|| Fault::internal(format!("{} is not here to be uploaded", blob.digest)))).collect::<Result<Vec<_>, _>>()?;
+        let files = missing
+            .iter()
+            .map(|blob| path(&blob.digest).ok_or_else(|| Fault::internal(format!("{} is not here to be uploaded", blob.digest))))
+            .collect::<Result<Vec<_>, _>>()?;
         let (sender, pieces) = mpsc::channel(4);
         let send = async move {
             for (MissingBlob { digest, received }, file) in missing.into_iter().zip(files) {

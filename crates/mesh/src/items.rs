@@ -24,7 +24,10 @@ where
             let handled = request.map(&handle);
             async move {
                 match handled {
-                    Ok(future) => AssertUnwindSafe(future).catch_unwind().await.map_err(|_| Status::from(Fault::internal("the service panicked on an item; its log has the details"))),
+                    Ok(future) => AssertUnwindSafe(future)
+                        .catch_unwind()
+                        .await
+                        .map_err(|_| Status::from(Fault::internal("the service panicked on an item; its log has the details"))),
                     Err(status) => Err(status),
                 }
             }

@@ -7,7 +7,10 @@ use ort::{
     value::{DynValue, Tensor, TensorElementType},
 };
 
-use crate::{Error, runtime::{self, EngineArgs}};
+use crate::{
+    Error,
+    runtime::{self, EngineArgs},
+};
 
 /// A text decoder: `input_ids` in, `logits` out, the cache of each layer as `past_key_values.N.key` and `.value` in and `present.N.*` out.
 /// `attention_mask`, `position_ids` and `encoder_hidden_states` are fed where the graph declares them.

@@ -11,7 +11,10 @@ use prost::Message as _;
 
 use crate::{
     Error,
-    format::{AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto, attribute_proto::AttributeType, tensor_proto, tensor_shape_proto::dimension, type_proto},
+    format::{
+        AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto, attribute_proto::AttributeType, tensor_proto,
+        tensor_shape_proto::dimension, type_proto,
+    },
 };
 
 /// Where a dynamo export keeps the module that a node came from.
@@ -60,7 +63,8 @@ pub struct Wanted {
 impl Network {
     /// Reads an ONNX file.
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let bytes = fs::read(path).map_err(|e| Error::file(path, if e.kind() == std::io::ErrorKind::NotFound { "no such file".to_owned() } else { e.to_string() }))?;
+        let bytes =
+            fs::read(path).map_err(|e| Error::file(path, if e.kind() == std::io::ErrorKind::NotFound { "no such file".to_owned() } else { e.to_string() }))?;
         let not_onnx = || Error::file(path, "not an ONNX file");
         let model = ModelProto::decode(&*bytes).map_err(|_| not_onnx())?;
         if model.graph.as_ref().is_none_or(|graph| graph.node.is_empty() || graph.output.is_empty()) {
@@ -85,7 +89,11 @@ impl Network {
         let inputs: Vec<&ValueInfoProto> = graph.input.iter().filter(|input| !initialised.contains(input.name())).collect();
         let [input] = inputs[..] else {
             let names: Vec<_> = inputs.iter().map(|i| i.name()).collect();
-            return Err(Error::Graph(format!("the network takes {} inputs ({}); one picture, N x 3 x height x width, can be given", names.len(), names.join(", "))));
+            return Err(Error::Graph(format!(
+                "the network takes {} inputs ({}); one picture, N x 3 x height x width, can be given",
+                names.len(),
+                names.join(", ")
+            )));
         };
         let Some(type_proto::Value::TensorType(tensor)) = input.r#type.as_ref().and_then(|t| t.value.as_ref()) else {
             return Err(Error::Graph(format!("the input {} is no tensor", input.name())));
@@ -101,11 +109,9 @@ impl Network {
             shape.dim.iter().map(|dim| dim.value.as_ref().and_then(known)).collect()
         });
         match sides.as_deref() {
-            Some([batch, None | Some(3), height, width]) => Ok(Input {
-                name: input.name().to_owned(),
-                size: height.zip(*width).map(|(h, w)| (h as u32, w as u32)),
-                batch: batch.map(|n| n as usize),
-            }),
+            Some([batch, None | Some(3), height, width]) => {
+                Ok(Input { name: input.name().to_owned(), size: height.zip(*width).map(|(h, w)| (h as u32, w as u32)), batch: batch.map(|n| n as usize) })
+            }
             None => Ok(Input { name: input.name().to_owned(), size: None, batch: None }),
             Some(shape) => {
                 let text: Vec<_> = shape.iter().map(|d| d.map_or("?".to_owned(), |n| n.to_string())).collect();
@@ -153,7 +159,10 @@ impl Network {
         found.dedup_by(|a, b| a.value == b.value);
         match found.len() {
             1 => Ok(found.swap_remove(0)),
-            0 => Err(Error::UnknownLayer { layer: asked.to_owned(), nearest: nearest(asked, modules.keys().map(String::as_str).chain(layers.iter().map(|l| l.value.as_str()))) }),
+            0 => Err(Error::UnknownLayer {
+                layer: asked.to_owned(),
+                nearest: nearest(asked, modules.keys().map(String::as_str).chain(layers.iter().map(|l| l.value.as_str()))),
+            }),
             _ => Err(Error::AmbiguousLayer { layer: asked.to_owned(), candidates: found.into_iter().take(NEAREST).map(|l| l.name).collect() }),
         }
     }
@@ -177,8 +186,14 @@ impl Network {
 
     /// Files of external data that the network's tensors name, relative to [`Self::folder`].
     pub fn external_files(&self) -> Result<Vec<String>, Error> {
-        let mut files: Vec<String> =
-            self.graph()?.initializer.iter().flat_map(|tensor| &tensor.external_data).filter(|entry| entry.key() == "location").map(|entry| entry.value().to_owned()).collect();
+        let mut files: Vec<String> = self
+            .graph()?
+            .initializer
+            .iter()
+            .flat_map(|tensor| &tensor.external_data)
+            .filter(|entry| entry.key() == "location")
+            .map(|entry| entry.value().to_owned())
+            .collect();
         files.sort();
         files.dedup();
         Ok(files)
@@ -253,7 +268,12 @@ fn add_reduction(graph: &mut GraphProto, value: &str, summary: Summary, opset: i
         });
         node.input.push(axes);
     } else {
-        node.attribute.push(AttributeProto { name: Some("axes".to_owned()), r#type: Some(AttributeType::Ints as i32), ints: vec![-2, -1], ..Default::default() });
+        node.attribute.push(AttributeProto {
+            name: Some("axes".to_owned()),
+            r#type: Some(AttributeType::Ints as i32),
+            ints: vec![-2, -1],
+            ..Default::default()
+        });
     }
     graph.node.push(node);
 }
@@ -297,7 +317,13 @@ mod tests {
     fn node(operator: &str, inputs: &[&str], output: &str, scopes: Option<&str>) -> NodeProto {
         let strings = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
         let scopes = scopes.map(|scopes| StringStringEntryProto { key: Some(SCOPES.to_owned()), value: Some(scopes.to_owned()) });
-        NodeProto { op_type: Some(operator.to_owned()), input: strings(inputs), output: strings(&[output]), metadata_props: scopes.into_iter().collect(), ..Default::default() }
+        NodeProto {
+            op_type: Some(operator.to_owned()),
+            input: strings(inputs),
+            output: strings(&[output]),
+            metadata_props: scopes.into_iter().collect(),
+            ..Default::default()
+        }
     }
 
     /// a -> b -> c -> out, with a side branch from a, and an If that captures b.
@@ -310,7 +336,12 @@ mod tests {
         let graph = GraphProto {
             node: vec![
                 node("Conv", &["input", "weight"], "/layer1/layer1.0/Conv_output_0", Some("['', 'layer1', 'layer1.0', 'layer1.0.conv', 'conv2d']")),
-                node("Relu", &["/layer1/layer1.0/Conv_output_0"], "/layer1/layer1.0/Relu_output_0", Some("['', 'layer1', 'layer1.0', \"layer1.0.relu\", 'relu']")),
+                node(
+                    "Relu",
+                    &["/layer1/layer1.0/Conv_output_0"],
+                    "/layer1/layer1.0/Relu_output_0",
+                    Some("['', 'layer1', 'layer1.0', \"layer1.0.relu\", 'relu']"),
+                ),
                 node("Sigmoid", &["/layer1/layer1.0/Conv_output_0"], "/side/Sigmoid_output_0", None),
                 node("Gemm", &["/layer1/layer1.0/Relu_output_0", "head_weight"], "/head/Gemm_output_0", Some("['', 'head', 'linear']")),
                 conditional,
@@ -319,7 +350,10 @@ mod tests {
             output: vec![ValueInfoProto { name: Some("/head/Gemm_output_0".to_owned()), ..Default::default() }],
             ..Default::default()
         };
-        Network { model: ModelProto { graph: Some(graph), opset_import: vec![OperatorSetIdProto { version: Some(18), ..Default::default() }], ..Default::default() }, folder: PathBuf::new() }
+        Network {
+            model: ModelProto { graph: Some(graph), opset_import: vec![OperatorSetIdProto { version: Some(18), ..Default::default() }], ..Default::default() },
+            folder: PathBuf::new(),
+        }
     }
 
     fn cut(wanted: &[Wanted]) -> GraphProto {

@@ -236,7 +236,8 @@ fn resize(picture: &RgbImage, width: u32, height: u32, filter: FilterType, neare
         return Ok(picture.clone());
     }
     let failed = |e: String| Error::Picture(format!("can't be resized to {width} x {height}: {e}"));
-    let source = fast_image_resize::images::ImageRef::new(picture.width(), picture.height(), picture.as_raw(), PixelType::U8x3).map_err(|e| failed(e.to_string()))?;
+    let source =
+        fast_image_resize::images::ImageRef::new(picture.width(), picture.height(), picture.as_raw(), PixelType::U8x3).map_err(|e| failed(e.to_string()))?;
     let mut target = Pixels::new(width, height, PixelType::U8x3);
     let algorithm = if nearest { ResizeAlg::Nearest } else { ResizeAlg::Convolution(filter) };
     Resizer::new().resize(&source, &mut target, &ResizeOptions::new().resize_alg(algorithm)).map_err(|e| failed(e.to_string()))?;

@@ -12,7 +12,10 @@ use dnd_mesh::{
     server::{self, Services},
     telemetry,
 };
-use dnd_onnx::{Error, runtime::{self, EngineArgs}};
+use dnd_onnx::{
+    Error,
+    runtime::{self, EngineArgs},
+};
 
 /// Runs the network that is dissected, over gRPC: probing passes, attention crops, activations of given pictures.
 ///

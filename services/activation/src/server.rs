@@ -9,8 +9,8 @@ use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, Slot, blobs, items, server::Services};
 use dnd_method::parameters::{Summary, TokenSummary};
 use dnd_proto::v1::{
     self as proto, ActivateRequest, ActivateResponse, ActivationServiceGetModelRequest, ActivationServiceGetModelResponse, CropRequest, CropResponse,
-    DescribeTargetRequest, DescribeTargetResponse, LayerUnits, PictureActivations, ProbeRequest, ProbeResponse, ReadPicturesRequest, ReadPicturesResponse, activate_request,
-    activate_response,
+    DescribeTargetRequest, DescribeTargetResponse, LayerUnits, PictureActivations, ProbeRequest, ProbeResponse, ReadPicturesRequest, ReadPicturesResponse,
+    activate_request, activate_response,
     activation_service_server::{ActivationService, ActivationServiceServer},
     read_pictures_response,
 };
@@ -103,7 +103,9 @@ impl ActivationService for Server {
             let (cut, units) = (Arc::clone(&cut), Arc::clone(&units));
             async move {
                 let (item_id, run) = match request.message {
-                    Some(activate_request::Message::Picture(picture)) => (picture.item_id, cut.run(Source::Encoded(picture.picture), Output::Activations).await),
+                    Some(activate_request::Message::Picture(picture)) => {
+                        (picture.item_id, cut.run(Source::Encoded(picture.picture), Output::Activations).await)
+                    }
                     _ => (0, Err(Fault::field("picture", "after its setup, an Activate call takes pictures"))),
                 };
                 let result = match run {
@@ -136,7 +138,12 @@ fn reading(summary: proto::Summary, token_summary: proto::TokenSummary) -> Readi
 }
 
 /// The loaded target for the asked-for layers, and the units of each.
-async fn prepare(activation: &Activation, target: Option<proto::Target>, layers: &[proto::LayerUnits], reading: Reading) -> Result<(Arc<Cut>, Vec<Vec<u32>>), Fault> {
+async fn prepare(
+    activation: &Activation,
+    target: Option<proto::Target>,
+    layers: &[proto::LayerUnits],
+    reading: Reading,
+) -> Result<(Arc<Cut>, Vec<Vec<u32>>), Fault> {
     let described = activation.describe(target).await?;
     let resolved = resolve(&described.network, &described.layers, layers)?;
     let (layers, units): (Vec<LayerInfo>, Vec<Vec<u32>>) = resolved.into_iter().unzip();
@@ -152,7 +159,11 @@ async fn read(set: Arc<ProbingSet>, said: proto::TopPicture, limit: usize) -> Re
         let bytes = picture.read(limit).map_err(|e| gone(&e.to_string()))?;
         let digest = blobs::digest(&bytes);
         if digest != said.digest {
-            return Err(Fault::new(Code::FailedPrecondition, "PICTURE_CHANGED", format!("{} has changed since it was probed: its digest was {}, and is {digest}", said.path, said.digest)));
+            return Err(Fault::new(
+                Code::FailedPrecondition,
+                "PICTURE_CHANGED",
+                format!("{} has changed since it was probed: its digest was {}, and is {digest}", said.path, said.digest),
+            ));
         }
         Ok(bytes)
     })

@@ -16,9 +16,9 @@ use dnd_onnx::{
     runtime::EngineArgs,
 };
 use dnd_proto::v1::{
-    self as proto, ActivatePicture, ActivateRequest, ActivateSetup, CropRequest, DescribeTargetRequest, LayerUnits, ListedPicture, PictureList, ProbeRequest, ProbeTotal, ProbedUnit,
-    ProbingSet, ProbingSource, ReadPicturesRequest, SkippedPicture, Summary, Target, activate_request, activate_response, activation_service_client::ActivationServiceClient,
-    crop_response, probe_response::Event, probing_source::Source, read_pictures_response,
+    self as proto, ActivatePicture, ActivateRequest, ActivateSetup, CropRequest, DescribeTargetRequest, LayerUnits, ListedPicture, PictureList, ProbeRequest,
+    ProbeTotal, ProbedUnit, ProbingSet, ProbingSource, ReadPicturesRequest, SkippedPicture, Summary, Target, activate_request, activate_response,
+    activation_service_client::ActivationServiceClient, crop_response, probe_response::Event, probing_source::Source, read_pictures_response,
 };
 use dnd_testing::{pictures, sketch, write_pictures};
 use futures::{StreamExt as _, stream};
@@ -124,7 +124,11 @@ async fn a_pass_finds_what_running_every_picture_finds() {
                     Summary::Max => map.values.iter().copied().fold(f32::NEG_INFINITY, f32::max),
                     _ => map.values.iter().sum::<f32>() / map.values.len() as f32,
                 };
-                assert!((g - top.activation).abs() <= 1e-5 * top.activation.abs().max(1e-3), "the map is the one that the activation is of: {g} {}", top.activation);
+                assert!(
+                    (g - top.activation).abs() <= 1e-5 * top.activation.abs().max(1e-3),
+                    "the map is the one that the activation is of: {g} {}",
+                    top.activation
+                );
             }
         }
         assert!(probed.units[2].dead, "unit 11 of the colours answers all pictures alike");
@@ -280,7 +284,8 @@ async fn layers_are_named_as_people_name_them() {
 #[tokio::test]
 async fn a_target_that_is_not_there_or_no_network_is_refused() {
     let mut service = start(1, 1, 1);
-    let mut describe = async |target: Target| service.client.describe_target(DescribeTargetRequest { target: Some(target), asked: Vec::new() }).await.unwrap_err();
+    let mut describe =
+        async |target: Target| service.client.describe_target(DescribeTargetRequest { target: Some(target), asked: Vec::new() }).await.unwrap_err();
     let status = describe(Target { uri: "file:/nowhere/net.onnx".into(), ..Default::default() }).await;
     assert!(status.message().contains("/nowhere/net.onnx") && status.message().contains("no such file"), "{}", status.message());
     let text = tempfile::NamedTempFile::new().unwrap();

@@ -55,7 +55,10 @@ impl Captioner {
         let folder = ModelFolder::open(folder)?;
         let config: Config = folder.json("configuration", "config.json")?;
         if config.model_type != "blip" {
-            return Err(Error::file(folder.root().join("config.json"), format!("model_type is {:?}; captioners of type \"blip\" can be loaded", config.model_type)));
+            return Err(Error::file(
+                folder.root().join("config.json"),
+                format!("model_type is {:?}; captioners of type \"blip\" can be loaded", config.model_type),
+            ));
         }
         let pre: PreprocessorConfig = folder.json("picture pre-processing", "preprocessor_config.json")?;
         let pre = pre.preprocessing().map_err(|problem| Error::file(folder.root().join("preprocessor_config.json"), problem))?;

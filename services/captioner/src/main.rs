@@ -5,7 +5,12 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Parser;
 use dnd_captioner::Captioner;
-use dnd_mesh::{Slot, args::ServeArgs, server::{self, Services}, telemetry};
+use dnd_mesh::{
+    Slot,
+    args::ServeArgs,
+    server::{self, Services},
+    telemetry,
+};
 use dnd_onnx::runtime::EngineArgs;
 
 /// Captions pictures over gRPC with a BLIP model in ONNX.

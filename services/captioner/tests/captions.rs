@@ -84,7 +84,8 @@ async fn the_length_of_a_caption_is_the_callers() {
     let picture = pictures(1, 3).remove(0).1;
     let (_server, mut client) = start(4, 1);
     let request = |item_id, max_new_tokens, min_length| CaptionRequest { item_id, picture: picture.clone(), max_new_tokens, min_length };
-    let answers = caption(&mut client, vec![request(0, Some(3), None), request(1, Some(24), Some(24)), request(2, Some(0), None), request(3, None, Some(513))]).await;
+    let answers =
+        caption(&mut client, vec![request(0, Some(3), None), request(1, Some(24), Some(24)), request(2, Some(0), None), request(3, None, Some(513))]).await;
     let Answer::Caption(short) = &answers[0] else { panic!("{answers:?}") };
     assert!(short.token_ids.len() <= 3);
     let Answer::Caption(long) = &answers[1] else { panic!("{answers:?}") };

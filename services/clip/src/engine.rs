@@ -78,7 +78,11 @@ impl Clip {
         let text = folder.file("text encoder", &["onnx/text_model.onnx", "text_model.onnx"])?;
         let tokenizer = Tokenizer::read(&folder.file("tokenizer", &["tokenizer.json"])?)?;
         let special: TokenizerConfig = folder.json("tokenizer configuration", "tokenizer_config.json")?;
-        let id = |token: &Token| tokenizer.id(token.text()).ok_or_else(|| Error::file(folder.root().join("tokenizer_config.json"), format!("{:?} is not in the vocabulary", token.text())));
+        let id = |token: &Token| {
+            tokenizer
+                .id(token.text())
+                .ok_or_else(|| Error::file(folder.root().join("tokenizer_config.json"), format!("{:?} is not in the vocabulary", token.text())))
+        };
         let end = id(&special.eos_token)?;
         let padding = special.pad_token.as_ref().map_or(Ok(end), id)?;
         let length = config.text_config.max_position_embeddings.unwrap_or(CONTEXT);

@@ -5,7 +5,12 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Parser;
 use dnd_clip::Clip;
-use dnd_mesh::{Slot, args::ServeArgs, server::{self, Services}, telemetry};
+use dnd_mesh::{
+    Slot,
+    args::ServeArgs,
+    server::{self, Services},
+    telemetry,
+};
 use dnd_onnx::runtime::EngineArgs;
 
 /// Embeds pictures and texts over gRPC with a CLIP model in ONNX.

@@ -132,7 +132,10 @@ impl Parts {
     fn read(folder: &ModelFolder) -> Result<Self, Error> {
         let index: ModelIndex = folder.json("pipeline", "model_index.json")?;
         if !index.class_name.contains("StableDiffusion") || index.class_name.contains("XL") {
-            return Err(Error::file(folder.root().join("model_index.json"), format!("{}: pipelines of Stable Diffusion 1 and 2 can be loaded", index.class_name)));
+            return Err(Error::file(
+                folder.root().join("model_index.json"),
+                format!("{}: pipelines of Stable Diffusion 1 and 2 can be loaded", index.class_name),
+            ));
         }
         let unet: UnetConfig = folder.json("UNet configuration", "unet/config.json")?;
         let vae: VaeConfig = folder.json("decoder configuration", "vae_decoder/config.json")?;
@@ -315,7 +318,8 @@ impl Runner {
                 ("encoder_hidden_states", (&states).into()),
             ];
             let outputs = self.unet.run(inputs)?;
-            let (_, output) = outputs.get("out_sample").ok_or_else(|| Error::Run("the UNet has no output out_sample".to_owned()))?.try_extract_tensor::<f32>()?;
+            let (_, output) =
+                outputs.get("out_sample").ok_or_else(|| Error::Run("the UNet has no output out_sample".to_owned()))?.try_extract_tensor::<f32>()?;
             if guided {
                 let (without, with) = output.split_at(output.len() / 2);
                 let led: Vec<f32> = without.iter().zip(with).map(|(without, with)| without + guidance * (with - without)).collect();
@@ -330,7 +334,9 @@ impl Runner {
         let outputs = self.vae_decoder.run(vec![("latent_sample", Tensor::from_array(([count, channels, height, width], latents))?)])?;
         let (shape, values) = outputs.get("sample").ok_or_else(|| Error::Run("the decoder has no output sample".to_owned()))?.try_extract_tensor::<f32>()?;
         match **shape {
-            [n, 3, height, width] if n as usize == count => values.chunks_exact(values.len() / count).map(|picture| finish(picture, height as u32, width as u32)).collect(),
+            [n, 3, height, width] if n as usize == count => {
+                values.chunks_exact(values.len() / count).map(|picture| finish(picture, height as u32, width as u32)).collect()
+            }
             ref other => Err(Error::Run(format!("the decoder's sample has the shape {other:?}, not [{count}, 3, height, width]"))),
         }
     }

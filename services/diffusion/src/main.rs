@@ -5,7 +5,12 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Parser;
 use dnd_diffusion::Diffusion;
-use dnd_mesh::{Slot, args::ServeArgs, server::{self, Services}, telemetry};
+use dnd_mesh::{
+    Slot,
+    args::ServeArgs,
+    server::{self, Services},
+    telemetry,
+};
 use dnd_onnx::runtime::EngineArgs;
 
 /// Draws pictures of concepts over gRPC with a Stable Diffusion model in ONNX.

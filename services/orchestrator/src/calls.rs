@@ -6,15 +6,22 @@ use bytes::Bytes;
 use dnd_mesh::{blobs::Blobs, fault};
 use dnd_method::{embedding::Embedding, parameters::Parameters};
 use dnd_proto::v1::{
-    self as proto, ActivatePicture, ActivateRequest, ActivateSetup, Answer, CaptionRequest, CropRequest, EmbedImagesRequest, EmbedTextsRequest, GenerateRequest, LayerUnits,
-    ProbingSet, ReadPicturesRequest, Sampling, SimplifyRequest, Stage, SummarizeRequest, Target, TopPicture, activate_request, activate_response, caption_response,
-    crop_response, embed_images_response, embed_texts_response, generate_response, read_pictures_response, simplify_response, summarize_response,
+    self as proto, ActivatePicture, ActivateRequest, ActivateSetup, Answer, CaptionRequest, CropRequest, EmbedImagesRequest, EmbedTextsRequest,
+    GenerateRequest, LayerUnits, ProbingSet, ReadPicturesRequest, Sampling, SimplifyRequest, Stage, SummarizeRequest, Target, TopPicture, activate_request,
+    activate_response, caption_response, crop_response, embed_images_response, embed_texts_response, generate_response, read_pictures_response,
+    simplify_response, summarize_response,
 };
 use futures::{StreamExt as _, stream};
 use tokio::time::{Duration, sleep};
 use tonic::{Code, Response, Status, Streaming};
 
-use crate::{memo::{Found, Memo}, models::Models, parameters, progress::Progress, steps::Failure};
+use crate::{
+    memo::{Found, Memo},
+    models::Models,
+    parameters,
+    progress::Progress,
+    steps::Failure,
+};
 
 /// Items of one stream at most, so that load can move between replicas.
 const ITEMS: usize = 64;
@@ -58,7 +65,15 @@ pub(crate) struct Crop {
 type Results<V> = Vec<Result<V, Failure>>;
 
 impl Calls {
-    pub(crate) fn new(models: Models, blobs: Arc<Blobs>, progress: Arc<Progress>, parameters: Parameters, target: Target, probing_set: ProbingSet, layers: Vec<LayerUnits>) -> Self {
+    pub(crate) fn new(
+        models: Models,
+        blobs: Arc<Blobs>,
+        progress: Arc<Progress>,
+        parameters: Parameters,
+        target: Target,
+        probing_set: ProbingSet,
+        layers: Vec<LayerUnits>,
+    ) -> Self {
         Self {
             models,
             blobs,

@@ -56,7 +56,9 @@ pub(crate) fn from_request(said: Option<&proto::Parameters>) -> Result<Parameter
     };
     match parameters.validate() {
         Ok(()) => Ok(parameters),
-        Err(wrong) => Err(wrong.first().map_or_else(|| Fault::field("parameters", "out of range"), |e| Fault::field(format!("parameters.{}", e.field), e.to_string()))),
+        Err(wrong) => {
+            Err(wrong.first().map_or_else(|| Fault::field("parameters", "out of range"), |e| Fault::field(format!("parameters.{}", e.field), e.to_string())))
+        }
     }
 }
 
@@ -121,7 +123,14 @@ mod tests {
 
     #[test]
     fn what_is_resolved_resolves_to_itself() {
-        let parameters = Parameters { seed: 7, simplify: false, scoring: Scoring::Mean, generated_subset: GeneratedSubset::OverallTop, summary: Summary::Max, ..Parameters::default() };
+        let parameters = Parameters {
+            seed: 7,
+            simplify: false,
+            scoring: Scoring::Mean,
+            generated_subset: GeneratedSubset::OverallTop,
+            summary: Summary::Max,
+            ..Parameters::default()
+        };
         assert_eq!(from_request(Some(&to_message(&parameters))).unwrap(), parameters);
         assert_eq!(from_request(None).unwrap(), Parameters::default());
     }

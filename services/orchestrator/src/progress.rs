@@ -61,7 +61,12 @@ impl Progress {
 
     /// What the stages took.
     pub(crate) fn times(&self) -> Vec<StageTime> {
-        let time = |(stage, counts): (&Stage, &Counts)| StageTime { stage: (*stage).into(), seconds: counts.time.as_secs_f64(), calls: counts.calls, reused: counts.reused };
+        let time = |(stage, counts): (&Stage, &Counts)| StageTime {
+            stage: (*stage).into(),
+            seconds: counts.time.as_secs_f64(),
+            calls: counts.calls,
+            reused: counts.reused,
+        };
         self.lock().iter().map(time).collect()
     }
 }

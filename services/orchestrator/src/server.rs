@@ -3,12 +3,18 @@
 use std::sync::Arc;
 
 use clap::Args;
-use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, blobs::{self, Blobs}, items, server::Services};
+use dnd_mesh::{
+    Fault, MAX_MESSAGE_BYTES,
+    blobs::{self, Blobs},
+    items,
+    server::Services,
+};
 use dnd_method::{answers, parameters::Parameters};
 use dnd_proto::v1::{
-    ActivationServiceGetModelRequest, CaptionServiceGetModelRequest, DescribeTargetRequest, DescribeTargetResponse, DiffusionServiceGetModelRequest, DissectRequest,
-    DissectResponse, EmbeddingServiceGetModelRequest, GetPicturesRequest, GetPicturesResponse, JobAccepted, JobDone, LayerUnits, OnDisconnect, PictureList, ProbeRequest,
-    ProbeResponse, ProbedUnit, ProbingSet, Provenance, SelectConceptRequest, SelectConceptResponse, Stage, SummaryServiceGetModelRequest, Target,
+    ActivationServiceGetModelRequest, CaptionServiceGetModelRequest, DescribeTargetRequest, DescribeTargetResponse, DiffusionServiceGetModelRequest,
+    DissectRequest, DissectResponse, EmbeddingServiceGetModelRequest, GetPicturesRequest, GetPicturesResponse, JobAccepted, JobDone, LayerUnits, OnDisconnect,
+    PictureList, ProbeRequest, ProbeResponse, ProbedUnit, ProbingSet, Provenance, SelectConceptRequest, SelectConceptResponse, Stage,
+    SummaryServiceGetModelRequest, Target,
     dissect_response::Event,
     dissect_service_server::{DissectService, DissectServiceServer},
     get_pictures_response,
@@ -50,7 +56,8 @@ const MOST_IMAGES: usize = 1000;
 /// pictures that its jobs make there.
 pub fn add_to(services: Services, models: Models, blobs: Arc<Blobs>, options: OrchestratorArgs) -> Services {
     let orchestrator = Arc::new(Orchestrator { models, blobs, options, jobs: Jobs::default(), tasks: TaskTracker::new() });
-    let dissect = DissectServiceServer::from_arc(Arc::clone(&orchestrator)).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let dissect =
+        DissectServiceServer::from_arc(Arc::clone(&orchestrator)).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
     let pictures = PictureServiceServer::from_arc(orchestrator).max_encoding_message_size(MAX_MESSAGE_BYTES);
     services.with(dissect).with(pictures)
 }
@@ -124,7 +131,9 @@ impl PictureService for Orchestrator {
             async move {
                 let result = match blobs.get(&digest).await {
                     Ok(Some(picture)) => get_pictures_response::Result::Picture(picture),
-                    Ok(None) => get_pictures_response::Result::Status(Fault::new(Code::NotFound, "NO_SUCH_PICTURE", format!("no picture {digest} is kept here")).into_item()),
+                    Ok(None) => get_pictures_response::Result::Status(
+                        Fault::new(Code::NotFound, "NO_SUCH_PICTURE", format!("no picture {digest} is kept here")).into_item(),
+                    ),
                     Err(error) => get_pictures_response::Result::Status(blobs::storage(error).into_item()),
                 };
                 Ok(GetPicturesResponse { digest, result: Some(result) })
@@ -237,7 +246,8 @@ impl Orchestrator {
         let job = Arc::new(Job::new());
         job.say(Event::Accepted(JobAccepted { job_id: job.id.clone(), provenance: Some(provenance), layers: described.found.clone() }));
         let set = set.cloned().unwrap_or_default();
-        let calls = Calls::new(self.models.clone(), Arc::clone(&self.blobs), Arc::clone(&job.progress), parameters, target.clone(), set, described.found.clone());
+        let calls =
+            Calls::new(self.models.clone(), Arc::clone(&self.blobs), Arc::clone(&job.progress), parameters, target.clone(), set, described.found.clone());
         Ok(Prepared { job, calls, layers: described.found, target })
     }
 
@@ -249,7 +259,8 @@ impl Orchestrator {
 
     async fn provenance(&self, described: &DescribeTargetResponse, parameters: &Parameters) -> Result<Provenance, Fault> {
         let Models { activation, captioner, summarizer, diffusion, clip, .. } = &self.models;
-        let (mut activation, mut captioner, mut summarizer, mut diffusion, mut clip) = (activation.clone(), captioner.clone(), summarizer.clone(), diffusion.clone(), clip.clone());
+        let (mut activation, mut captioner, mut summarizer, mut diffusion, mut clip) =
+            (activation.clone(), captioner.clone(), summarizer.clone(), diffusion.clone(), clip.clone());
         let (activation, captioner, summarizer, diffusion, clip) = tokio::join!(
             activation.get_model(ActivationServiceGetModelRequest {}),
             captioner.get_model(CaptionServiceGetModelRequest {}),
@@ -296,7 +307,8 @@ impl Orchestrator {
         for source in set.map(|set| &set.sources).into_iter().flatten() {
             let Some(probing_source::Source::ListDigest(list)) = &source.source else { continue };
             let bytes = self.blobs.get(list).await.map_err(blobs::storage)?.ok_or_else(|| not_uploaded(&format!("the picture list {list:?}")))?;
-            let pictures = PictureList::decode(bytes).map_err(|e| Fault::field("probing_set.sources.list_digest", format!("{list} is no PictureList: {e}")))?.pictures;
+            let pictures =
+                PictureList::decode(bytes).map_err(|e| Fault::field("probing_set.sources.list_digest", format!("{list} is no PictureList: {e}")))?.pictures;
             digests.push(list.clone());
             digests.extend(pictures.into_iter().map(|picture| picture.digest));
         }
@@ -314,7 +326,9 @@ fn passed_on(service: &str, status: &Status) -> Fault {
     match status.code() {
         // What is wrong with the request is the caller's to see as it is.
         Code::InvalidArgument | Code::FailedPrecondition | Code::NotFound => Fault::relayed(status),
-        code => Fault::new(code, "SERVICE_FAILED", format!("the {service} service{}: {}", reason.map(|r| format!(" ({r})")).unwrap_or_default(), status.message())),
+        code => {
+            Fault::new(code, "SERVICE_FAILED", format!("the {service} service{}: {}", reason.map(|r| format!(" ({r})")).unwrap_or_default(), status.message()))
+        }
     }
 }
 
@@ -380,7 +394,10 @@ fn next(job: &Job, calls: &Calls, message: Result<Option<ProbeResponse>, Status>
             job.progress.calls(Stage::Probe, total.pictures + total.rerun, 0);
             let wanted = u64::from(calls.parameters().probe_images);
             if total.pictures < wanted {
-                done.warnings.push(format!("the probing set has {} good pictures, fewer than the {wanted} that are looked at for each unit: all are used", total.pictures));
+                done.warnings.push(format!(
+                    "the probing set has {} good pictures, fewer than the {wanted} that are looked at for each unit: all are used",
+                    total.pictures
+                ));
             }
             if total.duplicates > 0 {
                 done.warnings.push(format!("{} pictures were left out because a byte-equal one comes before them", total.duplicates));

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use dnd_method::prompts::{Message, Role};
-use dnd_onnx::{Error, folder::{ModelFolder, read_json}};
+use dnd_onnx::{
+    Error,
+    folder::{ModelFolder, read_json},
+};
 use minijinja::{Environment, ErrorKind, Value, syntax::SyntaxConfig};
 use serde::Deserialize;
 
@@ -71,7 +74,9 @@ impl ChatTemplate {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(|e| Error::Run(e.to_string()))?;
         environment.set_syntax(syntax);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> { Err(minijinja::Error::new(ErrorKind::InvalidOperation, message)) });
+        environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        });
         environment.add_template_owned(NAME, template).map_err(|e| Error::file(&path, format!("chat_template: {e}")))?;
         let token = |token: Option<Token>| token.map(Token::text).unwrap_or_default();
         Ok(Self { environment, tokens: BTreeMap::from([("bos_token", token(config.bos_token)), ("eos_token", token(config.eos_token))]) })

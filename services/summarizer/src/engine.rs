@@ -80,8 +80,11 @@ impl Summarizer {
         for runner in &mut runners {
             runner.generate(&[Prompt { tokens: vec![0, 0], text: String::new(), seed: 0, attempt: 0, temperature: 0.0, max_new_tokens: 1 }])?;
         }
-        let model =
-            folder.model(&config.model_type, args, ModelLimits { picture_bytes: 0, picture_pixels: 0, text_tokens: longest as u32, batch: args.batch as u32 })?;
+        let model = folder.model(
+            &config.model_type,
+            args,
+            ModelLimits { picture_bytes: 0, picture_pixels: 0, text_tokens: longest as u32, batch: args.batch as u32 },
+        )?;
         let concurrency = 2 * args.batch * runners.len();
         let batcher = Batcher::start("summarizer", runners, Limits { queue: 2 * concurrency, batch: args.batch }).map_err(|e| Error::Run(e.to_string()))?;
         Ok(Self { model, chat, tokenizer, longest, batcher, concurrency })

@@ -4,9 +4,14 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Parser;
-use dnd_summarizer::Summarizer;
-use dnd_mesh::{Slot, args::ServeArgs, server::{self, Services}, telemetry};
+use dnd_mesh::{
+    Slot,
+    args::ServeArgs,
+    server::{self, Services},
+    telemetry,
+};
 use dnd_onnx::runtime::EngineArgs;
+use dnd_summarizer::Summarizer;
 
 /// Simplifies captions and finds what they share, over gRPC, with a causal language model in ONNX.
 #[derive(Debug, Parser)]

@@ -74,7 +74,9 @@ async fn attempts_differ_where_tokens_are_drawn_and_agree_where_they_are_not() {
     let (_server, mut client) = start(8, 1);
     let asked = |temperature: f32| -> Vec<SummarizeRequest> {
         let sampling = Sampling { temperature: Some(temperature), max_new_tokens: Some(12), ..Default::default() };
-        (0..4).map(|n| SummarizeRequest { item_id: n, descriptions: descriptions.clone(), attempt: n as u32, without_examples: false, sampling: Some(sampling) }).collect()
+        (0..4)
+            .map(|n| SummarizeRequest { item_id: n, descriptions: descriptions.clone(), attempt: n as u32, without_examples: false, sampling: Some(sampling) })
+            .collect()
     };
     let greedy = summarize(&mut client, asked(0.0)).await;
     assert!(greedy.iter().all(|answer| *answer == greedy[0]), "{greedy:?}");
@@ -87,7 +89,9 @@ async fn an_answer_says_how_long_it_and_its_prompt_were_and_whether_it_was_cut_o
     let (_server, mut client) = start(1, 1);
     let sampling = |max_new_tokens| Sampling { temperature: Some(0.0), max_new_tokens: Some(max_new_tokens), ..Default::default() };
     let long = "a large red circle and a small blue star on a green background".to_owned();
-    let answers = simplify(&mut client, [requests(&[long.clone()], sampling(1)), requests(&["a red background".to_owned(), long], sampling(32))[1..].to_vec()].concat()).await;
+    let answers =
+        simplify(&mut client, [requests(&[long.clone()], sampling(1)), requests(&["a red background".to_owned(), long], sampling(32))[1..].to_vec()].concat())
+            .await;
     let said = |answer: &Simplified| match answer {
         Simplified::Answer(answer) => answer.clone(),
         Simplified::Status(status) => panic!("{}", status.message),

@@ -96,15 +96,24 @@ mod tests {
     use super::*;
 
     fn marks() -> Marks {
-        let all = |words: &[(&str, &[&str])]| words.iter().map(|(word, accepted)| ((*word).to_owned(), accepted.iter().map(|a| (*a).to_owned()).collect())).collect();
-        let accepted: BTreeMap<String, Vec<String>> = all(&[("red", &["red"]), ("blue", &["blue"]), ("stripes", &["stripes", "striped"]), ("vertical", &["vertical"])]);
+        let all =
+            |words: &[(&str, &[&str])]| words.iter().map(|(word, accepted)| ((*word).to_owned(), accepted.iter().map(|a| (*a).to_owned()).collect())).collect();
+        let accepted: BTreeMap<String, Vec<String>> =
+            all(&[("red", &["red"]), ("blue", &["blue"]), ("stripes", &["stripes", "striped"]), ("vertical", &["vertical"])]);
         let telling = accepted.values().flatten().cloned().chain(["patterns".to_owned()]).collect();
         Marks { units: Vec::new(), accepted, telling }
     }
 
     #[test]
     fn a_label_is_right_if_it_says_all_of_the_concept_and_nothing_else_in_a_few_words() {
-        let planted = PlantedUnit { layer: "mixture".into(), unit: 0, concept: Some("red vertical stripes".into()), words: vec!["red".into(), "vertical".into(), "stripes".into()], withheld: false, dead: false };
+        let planted = PlantedUnit {
+            layer: "mixture".into(),
+            unit: 0,
+            concept: Some("red vertical stripes".into()),
+            words: vec!["red".into(), "vertical".into(), "stripes".into()],
+            withheld: false,
+            dead: false,
+        };
         let is_right = |label| marks().is_right(&planted, label);
         assert!(is_right("red vertical stripes"));
         assert!(is_right("Vertical-striped red things"));

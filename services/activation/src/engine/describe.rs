@@ -97,7 +97,9 @@ pub(crate) fn layers(network: &Network, input: &Input, preprocessing: &proto::Pr
     };
     let layers: Vec<LayerInfo> = candidates.into_iter().filter_map(known).collect();
     if layers.is_empty() {
-        return Err(Error::Graph("the network has no layer whose units can be told apart: no value of floats with the batch as its first axis".to_owned()).into());
+        return Err(
+            Error::Graph("the network has no layer whose units can be told apart: no value of floats with the batch as its first axis".to_owned()).into()
+        );
     }
     Ok(layers)
 }
@@ -111,7 +113,10 @@ pub(crate) fn resolve(network: &Network, layers: &[LayerInfo], asked: &[proto::L
     let mut resolved: Vec<(LayerInfo, Vec<u32>)> = Vec::with_capacity(asked.len());
     for asked in asked {
         let found = network.layer(&asked.layer)?;
-        let info = layers.iter().find(|layer| layer.value == found.value).ok_or_else(|| Error::Graph(format!("{} is not a layer of floats with the batch as its first axis", asked.layer)))?;
+        let info = layers
+            .iter()
+            .find(|layer| layer.value == found.value)
+            .ok_or_else(|| Error::Graph(format!("{} is not a layer of floats with the batch as its first axis", asked.layer)))?;
         // By the name that was meant: several modules may end in one value.
         let info = LayerInfo { name: found.name, ..info.clone() };
         if resolved.iter().any(|(other, _)| other.value == info.value) {

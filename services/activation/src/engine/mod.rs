@@ -8,8 +8,15 @@ mod target;
 use std::{num::NonZeroUsize, path::PathBuf, sync::Arc};
 
 use clap::Args;
-use dnd_mesh::{Fault, blobs::{self, Blobs}};
-use dnd_onnx::{graph::Network, pictures::{PictureLimits, Preprocessor, default_preprocessing}, runtime::EngineArgs};
+use dnd_mesh::{
+    Fault,
+    blobs::{self, Blobs},
+};
+use dnd_onnx::{
+    graph::Network,
+    pictures::{PictureLimits, Preprocessor, default_preprocessing},
+    runtime::EngineArgs,
+};
 use dnd_proto::v1 as proto;
 use lru::LruCache;
 use prost::Message as _;
@@ -74,7 +81,14 @@ impl Activation {
     /// An engine that finds uploads in `blobs`.
     pub fn new(args: EngineArgs, options: ActivationArgs, blobs: Arc<Blobs>) -> Self {
         let targets = NonZeroUsize::new(options.targets).unwrap_or(NonZeroUsize::MIN);
-        Self { args, options, blobs, described: Mutex::new(LruCache::new(targets)), cuts: Mutex::new(LruCache::new(targets)), sets: Mutex::new(LruCache::new(OPEN_SETS)) }
+        Self {
+            args,
+            options,
+            blobs,
+            described: Mutex::new(LruCache::new(targets)),
+            cuts: Mutex::new(LruCache::new(targets)),
+            sets: Mutex::new(LruCache::new(OPEN_SETS)),
+        }
     }
 
     /// What runs the targets.
@@ -123,7 +137,9 @@ impl Activation {
 
     fn target_file(&self, target: &proto::Target) -> Result<PathBuf, Fault> {
         if target.uri.is_empty() {
-            let missing = || Fault::new(Code::FailedPrecondition, "NOT_UPLOADED", format!("the target {:?} was not uploaded, and no URI says where it is", target.digest));
+            let missing = || {
+                Fault::new(Code::FailedPrecondition, "NOT_UPLOADED", format!("the target {:?} was not uploaded, and no URI says where it is", target.digest))
+            };
             return self.blobs.path(&target.digest).ok_or_else(missing);
         }
         probing_set::local_path(&target.uri, "target.uri")

@@ -34,7 +34,11 @@ pub(crate) struct Picture {
 enum Place {
     File(PathBuf),
     /// An uncompressed entry of a tar file.
-    Inside { tar: Arc<PathBuf>, offset: u64, size: u64 },
+    Inside {
+        tar: Arc<PathBuf>,
+        offset: u64,
+        size: u64,
+    },
 }
 
 impl Picture {
@@ -80,7 +84,11 @@ impl ProbingSet {
             all.extend(found);
         }
         if all.is_empty() {
-            return Err(Fault::new(Code::InvalidArgument, "NO_PICTURES", format!("no pictures in the probing set: no file ends in {}", pictures::ENDINGS.join(", "))));
+            return Err(Fault::new(
+                Code::InvalidArgument,
+                "NO_PICTURES",
+                format!("no pictures in the probing set: no file ends in {}", pictures::ENDINGS.join(", ")),
+            ));
         }
         Ok(Self { pictures: all })
     }

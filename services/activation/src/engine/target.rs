@@ -7,7 +7,11 @@ use dnd_mesh::{
     Fault,
     batch::{self, Batcher, Limits, Worker},
 };
-use dnd_method::{parameters::{Summary, TokenSummary}, resize::Map, summary};
+use dnd_method::{
+    parameters::{Summary, TokenSummary},
+    resize::Map,
+    summary,
+};
 use dnd_onnx::{
     Error,
     graph::{self, reduced},
@@ -15,7 +19,10 @@ use dnd_onnx::{
     runtime::{self, EngineArgs},
 };
 use image::RgbImage;
-use ort::{session::{RunOptions, OutputSelector, Session, SessionOutputs}, value::Tensor};
+use ort::{
+    session::{OutputSelector, RunOptions, Session, SessionOutputs},
+    value::Tensor,
+};
 
 use super::{Collector, Described, LayerInfo, LayerKind};
 

@@ -173,7 +173,12 @@ impl Pass {
                 let (width, height) = entry.with.size;
                 let pictures::Seen { left, top, width: across, height: down } = self.cut.preprocessor.seen((width, height));
                 let edge = |at: f64, side: u32| at.clamp(0.0, f64::from(side)) as u32;
-                Some(proto::Box { left: edge(left.floor(), width), top: edge(top.floor(), height), right: edge((left + across).ceil(), width), bottom: edge((top + down).ceil(), height) })
+                Some(proto::Box {
+                    left: edge(left.floor(), width),
+                    top: edge(top.floor(), height),
+                    right: edge((left + across).ceil(), width),
+                    bottom: edge((top + down).ceil(), height),
+                })
             },
             map: match entry.with.map {
                 ProbedMap::Kept(map) => {

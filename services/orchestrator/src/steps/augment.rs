@@ -38,7 +38,13 @@ impl Unit<'_> {
                         Some(png) => self.calls.keep(&png).await?,
                         None => String::new(),
                     };
-                    self.result.probed.push(ProbedPicture { digest, path: picture.path.clone(), activation: picture.activation, map_digest, seen: picture.seen });
+                    self.result.probed.push(ProbedPicture {
+                        digest,
+                        path: picture.path.clone(),
+                        activation: picture.activation,
+                        map_digest,
+                        seen: picture.seen,
+                    });
                 }
                 Err(failure) => self.warn(format!("{} was left out: {}", picture.path, failure.message)),
             }
@@ -68,7 +74,13 @@ impl Unit<'_> {
                 activation: crop.activation,
                 ..Default::default()
             });
-            self.result.crops.push(CroppedPicture { digest: crop.digest.clone(), path: parent.path.clone(), r#box: crop.r#box, activation: crop.activation, threshold: crop.threshold });
+            self.result.crops.push(CroppedPicture {
+                digest: crop.digest.clone(),
+                path: parent.path.clone(),
+                r#box: crop.r#box,
+                activation: crop.activation,
+                threshold: crop.threshold,
+            });
         }
         if top.not_finite() > 0 {
             self.warn(format!("{} crops have an activation that is not finite, and were not picked", top.not_finite()));
@@ -76,7 +88,9 @@ impl Unit<'_> {
         let images: Vec<ActivatingImage> = top.into_entries().into_iter().map(|entry| entry.with).collect();
         match images.len() {
             0 => return Err(Failure::new("no_images", "no picture of the probing set has a finite activation, or none could be read again")),
-            n if n < parameters.top_images as usize => self.warn(format!("only {n} pictures and crops for the {} highest activating images: all are used", parameters.top_images)),
+            n if n < parameters.top_images as usize => {
+                self.warn(format!("only {n} pictures and crops for the {} highest activating images: all are used", parameters.top_images))
+            }
             _ => {}
         }
         Ok(ActivatingImages(images))

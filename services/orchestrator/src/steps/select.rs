@@ -20,7 +20,8 @@ impl Unit<'_> {
         let ranked = self.rank(candidates, pictures, images).await?;
         let labels = self.labels(&ranked).await?;
         self.job.step(Stage::Score);
-        let label = labels.first().cloned().ok_or_else(|| Failure::new("no_usable_picture", "none of the pictures drawn of the candidate concepts can be used"));
+        let label =
+            labels.first().cloned().ok_or_else(|| Failure::new("no_usable_picture", "none of the pictures drawn of the candidate concepts can be used"));
         self.result.concepts = ranked;
         self.result.label = label?;
         self.result.labels = labels;
@@ -49,7 +50,12 @@ impl Unit<'_> {
     }
 
     /// Activations of the drawn pictures (3.3, step 2), their ranks (step 3), and the candidates' scores (step 4).
-    async fn rank(&mut self, candidates: &[String], mut pictures: Vec<Vec<GeneratedPicture>>, images: &ActivatingImages) -> Result<Vec<RankedConcept>, Failure> {
+    async fn rank(
+        &mut self,
+        candidates: &[String],
+        mut pictures: Vec<Vec<GeneratedPicture>>,
+        images: &ActivatingImages,
+    ) -> Result<Vec<RankedConcept>, Failure> {
         let drawn: Vec<String> = pictures.iter().flatten().map(|picture| picture.digest.clone()).filter(|digest| !digest.is_empty()).collect();
         let activating = images.digests();
         let (layer, unit) = (self.result.layer.clone(), self.result.unit);
@@ -105,7 +111,12 @@ impl Unit<'_> {
 
     /// The best concepts that say different things (A.5).
     async fn labels(&self, ranked: &[RankedConcept]) -> Result<Vec<String>, Failure> {
-        let best: Vec<String> = ranked.iter().filter(|concept| concept.score.is_some()).take(self.calls.parameters().labels as usize).map(|concept| concept.concept.clone()).collect();
+        let best: Vec<String> = ranked
+            .iter()
+            .filter(|concept| concept.score.is_some())
+            .take(self.calls.parameters().labels as usize)
+            .map(|concept| concept.concept.clone())
+            .collect();
         let embeddings = self.timed(Stage::Score, self.calls.text_embeddings(&best)).await;
         let embeddings: Vec<Embedding> = embeddings.into_iter().map(|e| e.map(|e| (*e).clone())).collect::<Result<_, _>>()?;
         let kept = labels::distinct_labels(&embeddings, self.calls.parameters()).map_err(|e| Failure::new("labels", e.to_string()))?;
