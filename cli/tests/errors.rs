@@ -1,4 +1,5 @@
 //! What `dnd` says, and its exit code, when something can't be right. No panic, nothing written over.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{fs, path::Path};
 

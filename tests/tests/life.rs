@@ -1,4 +1,5 @@
 //! A service's life: health that follows its model, reflection, an end in order; and a job that outlives its caller, or does not.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::time::Duration;
 

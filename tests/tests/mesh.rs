@@ -1,4 +1,5 @@
 //! The same job in one process and over real ports, with other batches and another number of units in flight: the same bytes.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{fs, path::Path};
 

@@ -57,7 +57,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
 
     let folder = Folder::new(&args.out.join("planted"), true)?;
     let layers = marks.layers().map(|layer| LayerUnits { layer: layer.to_owned(), units: Vec::new() }).collect();
-    let asked = request(planted.give(&mesh).await?, layers, images.give(&mesh).await?, parameters.clone());
+    let asked = request(planted.give(&mesh).await?, layers, images.give(&mesh).await?, parameters);
     let Ran { folder: planted, mesh, interrupted } = dissect(mesh, asked, folder).await?;
     if interrupted {
         return Ok(ExitCode::from(INTERRUPTED));

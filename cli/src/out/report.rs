@@ -14,6 +14,8 @@ use crate::problem::Problem;
 const TEMPLATE: &str = include_str!("report.html");
 /// Longer side of a thumbnail.
 const THUMBNAIL: u32 = 112;
+/// Side of the frame that a picture is shown in, as the page's style has it.
+const FRAME: f64 = 104.0;
 /// A picture of at most this many bytes is taken as it is.
 const SMALL: usize = 2048;
 /// Candidates that are shown with their pictures, and pictures of each.
@@ -57,6 +59,7 @@ struct Unit<'r> {
 #[derive(Serialize)]
 struct Probed {
     picture: usize,
+    size: String,
     map: Option<(usize, String)>,
     crops: Vec<String>,
     title: String,
@@ -138,7 +141,7 @@ fn show<'r>(unit: &'r UnitResult, album: &mut Album<'_>) -> Unit<'r> {
         let (key, size) = album.picture(&picture.digest)?;
         let crops = unit.crops.iter().filter(|crop| crop.path == picture.path).filter_map(|crop| Some(place(crop.r#box.as_ref()?, size))).collect();
         let map = album.map(&picture.map_digest).zip(picture.seen.as_ref().map(|seen| place(seen, size)));
-        Some(Probed { picture: key, map, crops, title: format!("{}: {}", picture.path, picture.activation) })
+        Some(Probed { picture: key, size: fit(size), map, crops, title: format!("{}: {}", picture.path, picture.activation) })
     });
     let probed = probed.collect();
     let images = unit.images.iter().filter_map(|image| {
@@ -210,23 +213,35 @@ fn why(unit: &UnitResult) -> String {
     }
 }
 
+/// A picture's size in its frame, for a style.
+fn fit((width, height): Size) -> String {
+    let scale = FRAME / f64::from(width.max(height).max(1));
+    format!("width:{:.1}px;height:{:.1}px", f64::from(width) * scale, f64::from(height) * scale)
+}
+
 /// A box as shares of a picture, for a style.
-fn place(area: &Area, (width, height): (u32, u32)) -> String {
+fn place(area: &Area, (width, height): Size) -> String {
     let share = |edge: u32, side: u32| 100.0 * f64::from(edge) / f64::from(side.max(1));
     let (left, top) = (share(area.left, width), share(area.top, height));
     format!("left:{left:.2}%;top:{top:.2}%;width:{:.2}%;height:{:.2}%", share(area.right, width) - left, share(area.bottom, height) - top)
 }
 
+/// A picture's key in the page, and its width and height.
+type Placed = (usize, Size);
+
+/// Width and height.
+type Size = (u32, u32);
+
 /// Thumbnails of a run's pictures, each once.
 struct Album<'f> {
     folder: &'f Path,
     thumbnails: Vec<String>,
-    known: BTreeMap<String, Option<(usize, (u32, u32))>>,
+    known: BTreeMap<String, Option<Placed>>,
 }
 
 impl Album<'_> {
     /// The key of a picture, and its width and height; none if it is not there or can't be read.
-    fn picture(&mut self, digest: &str) -> Option<(usize, (u32, u32))> {
+    fn picture(&mut self, digest: &str) -> Option<Placed> {
         if let Some(known) = self.known.get(digest) {
             return *known;
         }
@@ -235,7 +250,7 @@ impl Album<'_> {
         made
     }
 
-    fn thumbnail(&mut self, digest: &str) -> Option<(usize, (u32, u32))> {
+    fn thumbnail(&mut self, digest: &str) -> Option<Placed> {
         if digest.is_empty() {
             return None;
         }

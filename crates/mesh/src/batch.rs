@@ -189,7 +189,7 @@ mod tests {
         type Key = bool;
 
         fn key(item: &u32) -> bool {
-            item % 2 == 0
+            item.is_multiple_of(2)
         }
 
         fn run(&mut self, batch: Vec<u32>) -> Vec<Result<u32, Fault>> {

@@ -35,8 +35,3 @@ where
         .buffer_unordered(concurrency.max(1));
     Box::pin(answers)
 }
-
-/// A stream from a list of results, for server-streamed answers that are made before they are sent.
-pub fn list<A: Send + 'static>(answers: Vec<A>) -> Responses<A> {
-    Box::pin(futures::stream::iter(answers.into_iter().map(Ok)))
-}

@@ -2,7 +2,7 @@
 //!
 //! A service is made of its tonic server, the [`Slot`] that its model goes into once it has loaded, and [`server::serve`], which puts
 //! the same stack of layers, health, reflection and shutdown around each. Work that a model does goes through a [`batch::Batcher`];
-//! streams of items are answered by [`items::answer`] and called by [`items::call`].
+//! streams of items are answered by [`items::answer`].
 
 pub mod args;
 pub mod batch;

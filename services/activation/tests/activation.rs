@@ -1,4 +1,5 @@
 //! The activation service over gRPC, on the sketch suite's networks.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{path::Path, sync::Arc};
 

@@ -254,7 +254,11 @@ impl Worker for TextRunner {
     fn run(&mut self, items: Vec<String>) -> Vec<Result<Embedding, Fault>> {
         let Text { tokenizer, end, padding, length } = &self.text;
         let mut texts = Vec::with_capacity(items.len());
-        let read: Vec<Result<(), Fault>> = items.iter().map(|text| Ok(texts.push(tokenizer.encode_to(text, *length, *end, *padding)?))).collect();
+        let mut read = Vec::with_capacity(items.len());
+        for text in &items {
+            let ids = tokenizer.encode_to(text, *length, *end, *padding);
+            read.push(ids.map(|ids| texts.push(ids)).map_err(Fault::from));
+        }
         let embedded = if texts.is_empty() { Ok(Vec::new()) } else { self.embed(&texts) };
         batch::spread(read, embedded.map_err(Fault::from))
     }

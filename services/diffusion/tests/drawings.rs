@@ -1,4 +1,5 @@
 //! The diffusion model over gRPC, with the sketch suite's.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use bytes::Bytes;
 use dnd_diffusion::{Diffusion, add_to};

@@ -1,6 +1,6 @@
 //! Sequences the three steps of Describe-and-Dissect over the model services.
 //!
-//! [`steps`] reads as the paper's section 3: a unit goes in, its label and all the evidence for it come out. What the steps ask of the models
+//! `steps` reads as the paper's section 3: a unit goes in, its label and all the evidence for it come out. What the steps ask of the models
 //! goes through `calls`, where each pure call is made once a job; `jobs` keeps what happens in a job, for whoever watches it.
 
 mod calls;
