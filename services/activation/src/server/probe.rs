@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,7 +12,7 @@ use dnd_mesh::{Fault, blobs, items};
 use dnd_method::top::Entry;
 use dnd_onnx::pictures;
 use dnd_proto::v1::{self as proto, ProbeProgress, ProbeRequest, ProbeResponse, ProbeTotal, ProbedUnit, SkippedPicture, TopPicture, probe_response::Event};
-use futures::{StreamExt as _, stream};
+use futures::{FutureExt as _, StreamExt as _, stream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -41,7 +42,10 @@ pub(super) async fn probe(activation: Arc<Activation>, request: ProbeRequest) ->
     let (events, messages) = mpsc::channel(WAITING);
     let pass = Pass { activation, cut, set, events };
     // The pass is a part of the stream: it is polled with it, and dropped with it.
-    let run = stream::once(async move { pass.run(units, top as usize).await }).filter_map(|ended| async { ended.err().map(|fault| Err(Status::from(fault))) });
+    let run = AssertUnwindSafe(pass.run(units, top as usize))
+        .catch_unwind()
+        .map(|ended| ended.unwrap_or_else(|_| Err(Fault::internal("the probing pass panicked; the service's log has the details"))));
+    let run = stream::once(run).filter_map(|ended| async { ended.err().map(|fault| Err(Status::from(fault))) });
     Ok(Box::pin(stream::select(ReceiverStream::new(messages).map(Ok), run)))
 }
 

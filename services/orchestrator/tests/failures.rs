@@ -1,0 +1,375 @@
+//! What becomes of a job whose model services fail in part: each failure has its place, and takes nothing from the rest.
+//!
+//! The model services here are stand-ins that answer at once, and as each test wants.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::{
+    io::Cursor,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use dnd_mesh::{
+    Fault,
+    blobs::{self, Blobs},
+    items,
+    server::{InProcess, Services},
+};
+use dnd_orchestrator::{Models, OrchestratorArgs, add_to};
+use dnd_proto::v1::{
+    self as proto, ActivateRequest, ActivateResponse, Answer, Caption, CaptionRequest, CaptionResponse, CropRequest, CropResponse, DescribeTargetRequest,
+    DescribeTargetResponse, DissectRequest, EmbedImagesRequest, EmbedImagesResponse, EmbedTextsRequest, EmbedTextsResponse, Embedding, GenerateRequest,
+    GenerateResponse, LayerUnits, Model, Parameters, PictureActivations, ProbeRequest, ProbeResponse, ProbedUnit, ProbingSet, ReadPicturesRequest,
+    ReadPicturesResponse, SimplifyRequest, SimplifyResponse, SummarizeRequest, SummarizeResponse, Target, TopPicture, UnitResult, UnitState, activate_request,
+    activation_service_server as activation, caption_service_server as captioner, crop_response, diffusion_service_server as diffusion,
+    dissect_response::Event, dissect_service_client::DissectServiceClient, embedding_service_server as clip, probe_response, read_pictures_response,
+    summary_service_server as summarizer,
+};
+use futures::{StreamExt as _, stream};
+use tonic::{Code, Request, Response, Status, Streaming};
+
+/// How the stand-ins answer.
+#[derive(Default)]
+struct Behaviour {
+    /// By the picture's bytes.
+    caption: Option<fn(&[u8]) -> Result<String, Fault>>,
+    /// By the request.
+    summary: Option<fn(&SummarizeRequest) -> String>,
+    simplified: Option<fn(&str) -> String>,
+    /// By concept and index; none is unusable.
+    drawing: Option<fn(&str, u32) -> Option<Bytes>>,
+    /// By the picture's bytes.
+    activation: Option<fn(&[u8]) -> f32>,
+    /// Calls that the captioner refuses before it answers.
+    away: AtomicUsize,
+    captions: AtomicUsize,
+    drawings: AtomicUsize,
+    runs: AtomicUsize,
+}
+
+#[derive(Clone)]
+struct Fakes(Arc<Behaviour>);
+
+fn model() -> Option<Model> {
+    Some(Model { name: "stand-in".into(), ..Default::default() })
+}
+
+/// A PNG of one colour but for a corner.
+fn png(shade: u8) -> Bytes {
+    let mut picture = image::RgbImage::from_pixel(4, 4, image::Rgb([shade, shade, shade]));
+    picture.put_pixel(0, 0, image::Rgb([255 - shade, 0, shade]));
+    let mut bytes = Vec::new();
+    picture.write_to(&mut Cursor::new(&mut bytes), image::ImageFormat::Png).unwrap();
+    bytes.into()
+}
+
+/// The stand-in probing set: picture i is `png(i)`.
+fn top(index: u64) -> TopPicture {
+    let picture = png(index as u8);
+    TopPicture { path: format!("{index}.png"), digest: blobs::digest(&picture), index, activation: 10.0 - index as f32, map: None, seen: None }
+}
+
+#[tonic::async_trait]
+impl activation::ActivationService for Fakes {
+    async fn get_model(&self, _: Request<proto::ActivationServiceGetModelRequest>) -> Result<Response<proto::ActivationServiceGetModelResponse>, Status> {
+        Ok(Response::new(proto::ActivationServiceGetModelResponse { model: model() }))
+    }
+
+    async fn describe_target(&self, request: Request<DescribeTargetRequest>) -> Result<Response<DescribeTargetResponse>, Status> {
+        Ok(Response::new(DescribeTargetResponse { digest: "d".repeat(64), found: request.into_inner().asked, ..Default::default() }))
+    }
+
+    type ProbeStream = items::Responses<ProbeResponse>;
+
+    async fn probe(&self, request: Request<ProbeRequest>) -> Result<Response<Self::ProbeStream>, Status> {
+        let units = request.into_inner().layers.into_iter().flat_map(|layer| layer.units.into_iter().map(move |unit| (layer.layer.clone(), unit)));
+        let probed = units.map(|(layer, unit)| ProbedUnit { layer, unit, dead: unit == 99, top: (0..3).map(top).collect(), ..Default::default() });
+        let events: Vec<_> = probed.map(|unit| Ok(ProbeResponse { event: Some(probe_response::Event::Unit(unit)) })).collect();
+        Ok(Response::new(Box::pin(stream::iter(events))))
+    }
+
+    type CropStream = items::Responses<CropResponse>;
+
+    async fn crop(&self, _: Request<CropRequest>) -> Result<Response<Self::CropStream>, Status> {
+        let status = Fault::internal("no crops here").into_item();
+        Ok(Response::new(Box::pin(stream::iter([Ok(CropResponse { picture: 0, result: Some(crop_response::Result::Status(status)) })]))))
+    }
+
+    type ReadPicturesStream = items::Responses<ReadPicturesResponse>;
+
+    async fn read_pictures(&self, request: Request<ReadPicturesRequest>) -> Result<Response<Self::ReadPicturesStream>, Status> {
+        let read = (0..).zip(request.into_inner().pictures).map(|(place, picture)| {
+            let data = png(picture.index as u8);
+            Ok(ReadPicturesResponse { picture: place, result: Some(read_pictures_response::Result::Data(data)) })
+        });
+        Ok(Response::new(Box::pin(stream::iter(read.collect::<Vec<_>>()))))
+    }
+
+    type ActivateStream = items::Responses<ActivateResponse>;
+
+    async fn activate(&self, request: Request<Streaming<ActivateRequest>>) -> Result<Response<Self::ActivateStream>, Status> {
+        let fakes = self.clone();
+        let mut units = 0;
+        let answers = request.into_inner().filter_map(move |request| {
+            let answer = match request.unwrap().message.unwrap() {
+                activate_request::Message::Setup(setup) => {
+                    units = setup.layers.iter().map(|layer| layer.units.len()).sum();
+                    None
+                }
+                activate_request::Message::Picture(picture) => {
+                    fakes.0.runs.fetch_add(1, Ordering::Relaxed);
+                    let value = fakes.0.activation.map_or(1.0, |activation| activation(&picture.picture));
+                    let activations = PictureActivations { values: vec![value; units] };
+                    Some(Ok(ActivateResponse { item_id: picture.item_id, result: Some(proto::activate_response::Result::Activations(activations)) }))
+                }
+            };
+            std::future::ready(answer)
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+}
+
+#[tonic::async_trait]
+impl captioner::CaptionService for Fakes {
+    async fn get_model(&self, _: Request<proto::CaptionServiceGetModelRequest>) -> Result<Response<proto::CaptionServiceGetModelResponse>, Status> {
+        Ok(Response::new(proto::CaptionServiceGetModelResponse { model: model() }))
+    }
+
+    type CaptionStream = items::Responses<CaptionResponse>;
+
+    async fn caption(&self, request: Request<Streaming<CaptionRequest>>) -> Result<Response<Self::CaptionStream>, Status> {
+        if self.0.away.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |away| away.checked_sub(1)).is_ok() {
+            return Err(Status::unavailable("not now"));
+        }
+        let fakes = self.clone();
+        let answers = items::answer(request.into_inner(), 4, move |request: CaptionRequest| {
+            let fakes = fakes.clone();
+            async move {
+                fakes.0.captions.fetch_add(1, Ordering::Relaxed);
+                let caption = fakes.0.caption.map_or(Ok("a red circle".to_owned()), |caption| caption(&request.picture));
+                let result = match caption {
+                    Ok(text) => proto::caption_response::Result::Caption(Caption { text, token_ids: Vec::new() }),
+                    Err(fault) => proto::caption_response::Result::Status(fault.into_item()),
+                };
+                CaptionResponse { item_id: request.item_id, result: Some(result) }
+            }
+        });
+        Ok(Response::new(answers))
+    }
+}
+
+fn said(text: String) -> Answer {
+    Answer { text, ..Default::default() }
+}
+
+#[tonic::async_trait]
+impl summarizer::SummaryService for Fakes {
+    async fn get_model(&self, _: Request<proto::SummaryServiceGetModelRequest>) -> Result<Response<proto::SummaryServiceGetModelResponse>, Status> {
+        Ok(Response::new(proto::SummaryServiceGetModelResponse { model: model() }))
+    }
+
+    type SimplifyStream = items::Responses<SimplifyResponse>;
+
+    async fn simplify(&self, request: Request<Streaming<SimplifyRequest>>) -> Result<Response<Self::SimplifyStream>, Status> {
+        let fakes = self.clone();
+        let answers = items::answer(request.into_inner(), 4, move |request: SimplifyRequest| {
+            let text = fakes.0.simplified.map_or(request.caption.clone(), |simplified| simplified(&request.caption));
+            async move { SimplifyResponse { item_id: request.item_id, result: Some(proto::simplify_response::Result::Answer(said(text))) } }
+        });
+        Ok(Response::new(answers))
+    }
+
+    type SummarizeStream = items::Responses<SummarizeResponse>;
+
+    async fn summarize(&self, request: Request<Streaming<SummarizeRequest>>) -> Result<Response<Self::SummarizeStream>, Status> {
+        let fakes = self.clone();
+        let answers = items::answer(request.into_inner(), 4, move |request: SummarizeRequest| {
+            assert!(request.descriptions.iter().all(|description| !description.is_empty()), "no empty description is ever asked about");
+            let text = fakes.0.summary.map_or("red circles".to_owned(), |summary| summary(&request));
+            async move { SummarizeResponse { item_id: request.item_id, result: Some(proto::summarize_response::Result::Answer(said(text))) } }
+        });
+        Ok(Response::new(answers))
+    }
+}
+
+#[tonic::async_trait]
+impl diffusion::DiffusionService for Fakes {
+    async fn get_model(&self, _: Request<proto::DiffusionServiceGetModelRequest>) -> Result<Response<proto::DiffusionServiceGetModelResponse>, Status> {
+        Ok(Response::new(proto::DiffusionServiceGetModelResponse { model: model() }))
+    }
+
+    type GenerateStream = items::Responses<GenerateResponse>;
+
+    async fn generate(&self, request: Request<Streaming<GenerateRequest>>) -> Result<Response<Self::GenerateStream>, Status> {
+        let fakes = self.clone();
+        let answers = items::answer(request.into_inner(), 4, move |request: GenerateRequest| {
+            fakes.0.drawings.fetch_add(1, Ordering::Relaxed);
+            let drawn = fakes.0.drawing.map_or_else(|| Some(png(100 + request.index as u8)), |drawing| drawing(&request.concept, request.index));
+            async move {
+                let result = match drawn {
+                    Some(picture) => proto::generate_response::Result::Picture(picture),
+                    None => proto::generate_response::Result::Unusable("all one value".into()),
+                };
+                GenerateResponse { item_id: request.item_id, result: Some(result) }
+            }
+        });
+        Ok(Response::new(answers))
+    }
+}
+
+#[tonic::async_trait]
+impl clip::EmbeddingService for Fakes {
+    async fn get_model(&self, _: Request<proto::EmbeddingServiceGetModelRequest>) -> Result<Response<proto::EmbeddingServiceGetModelResponse>, Status> {
+        Ok(Response::new(proto::EmbeddingServiceGetModelResponse { model: model() }))
+    }
+
+    type EmbedImagesStream = items::Responses<EmbedImagesResponse>;
+
+    async fn embed_images(&self, request: Request<Streaming<EmbedImagesRequest>>) -> Result<Response<Self::EmbedImagesStream>, Status> {
+        let answers = items::answer(request.into_inner(), 4, |request: EmbedImagesRequest| async move {
+            let embedding = Embedding { values: vec![1.0, f32::from(request.picture[request.picture.len() / 2])] };
+            EmbedImagesResponse { item_id: request.item_id, result: Some(proto::embed_images_response::Result::Embedding(embedding)) }
+        });
+        Ok(Response::new(answers))
+    }
+
+    type EmbedTextsStream = items::Responses<EmbedTextsResponse>;
+
+    async fn embed_texts(&self, request: Request<Streaming<EmbedTextsRequest>>) -> Result<Response<Self::EmbedTextsStream>, Status> {
+        let answers = items::answer(request.into_inner(), 4, |request: EmbedTextsRequest| async move {
+            let embedding = Embedding { values: vec![1.0, request.text.len() as f32] };
+            EmbedTextsResponse { item_id: request.item_id, result: Some(proto::embed_texts_response::Result::Embedding(embedding)) }
+        });
+        Ok(Response::new(answers))
+    }
+}
+
+/// Runs a job over the stand-ins on three live units and a dead one; gives the results in the order of the units.
+async fn run(behaviour: Behaviour) -> (Vec<UnitResult>, Arc<Behaviour>) {
+    let fakes = Fakes(Arc::new(behaviour));
+    let services = Services::default()
+        .with(activation::ActivationServiceServer::new(fakes.clone()))
+        .with(captioner::CaptionServiceServer::new(fakes.clone()))
+        .with(summarizer::SummaryServiceServer::new(fakes.clone()))
+        .with(diffusion::DiffusionServiceServer::new(fakes.clone()))
+        .with(clip::EmbeddingServiceServer::new(fakes.clone()));
+    let models = InProcess::start(services);
+    let channel = || models.channel();
+    let store = Arc::new(Blobs::temporary().unwrap());
+    let orchestrator = add_to(Services::default(), Models::over(channel(), channel(), channel(), channel(), channel()), store, OrchestratorArgs::default());
+    let server = InProcess::start(orchestrator);
+    let request = DissectRequest {
+        target: Some(Target { uri: "file:/somewhere/net.onnx".into(), ..Default::default() }),
+        layers: vec![LayerUnits { layer: "layer".into(), units: vec![0, 1, 2, 99] }],
+        probing_set: Some(ProbingSet::default()),
+        parameters: Some(Parameters { images_per_concept: Some(4), ..Default::default() }),
+        ..Default::default()
+    };
+    let mut events = DissectServiceClient::new(server.channel()).dissect(request).await.unwrap().into_inner();
+    let mut units = Vec::new();
+    while let Some(response) = events.message().await.unwrap() {
+        match response.event.unwrap() {
+            Event::Unit(unit) => units.push(unit),
+            Event::Done(done) => assert_eq!((done.labelled + done.failed + done.dead, done.dead), (4, 1)),
+            _ => {}
+        }
+    }
+    units.sort_by_key(|unit| unit.unit);
+    assert_eq!(units.len(), 4);
+    assert_eq!(units.pop().unwrap().state(), UnitState::Dead);
+    (units, fakes.0)
+}
+
+fn failed(units: &[UnitResult], reason: &str) {
+    for unit in units {
+        assert_eq!((unit.state(), unit.reason.as_str(), unit.label.as_str()), (UnitState::Failed, reason, ""), "{}", unit.message);
+    }
+}
+
+#[tokio::test]
+async fn what_units_share_is_made_once() {
+    let (units, calls) = run(Behaviour::default()).await;
+    for unit in &units {
+        assert_eq!((unit.state(), unit.label.as_str()), (UnitState::Labelled, "red circles"), "{} {}", unit.reason, unit.message);
+        assert_eq!((unit.images.len(), unit.concepts.len(), unit.answers.len()), (3, 1, 5));
+        assert_eq!(unit.images[0].activation, 10.0, "highest first");
+    }
+    let counted = [&calls.captions, &calls.drawings, &calls.runs].map(|calls| calls.load(Ordering::Relaxed));
+    assert_eq!(counted, [3, 4, 4], "three pictures captioned, four drawn and run, for three units");
+}
+
+#[tokio::test]
+async fn an_image_without_a_caption_is_left_out_and_said_and_without_any_the_unit_fails() {
+    let refuses_the_second =
+        |picture: &[u8]| if picture == png(1) { Err(Fault::new(Code::InvalidArgument, "UNUSABLE_PICTURE", "broken")) } else { Ok("a red circle".into()) };
+    let (units, _) = run(Behaviour { caption: Some(refuses_the_second), ..Default::default() }).await;
+    for unit in &units {
+        assert_eq!(unit.label, "red circles");
+        assert_eq!(unit.images.iter().filter(|image| image.caption.is_empty()).count(), 1);
+        assert!(unit.warnings.iter().any(|warning| warning.contains("1.png") && warning.contains("broken")), "{:?}", unit.warnings);
+    }
+    let refuses_all = |_: &[u8]| Err(Fault::new(Code::InvalidArgument, "UNUSABLE_PICTURE", "broken"));
+    failed(&run(Behaviour { caption: Some(refuses_all), ..Default::default() }).await.0, "unusable_picture");
+    failed(&run(Behaviour { caption: Some(|_| Ok("  ".into())), ..Default::default() }).await.0, "no_caption");
+}
+
+#[tokio::test]
+async fn odd_answers_of_a_language_model_are_read_asked_about_again_or_end_the_unit() {
+    let list = |request: &SummarizeRequest| {
+        if request.without_examples {
+            assert_eq!(request.descriptions, ["red circles", "blue stars"]);
+            "Shapes: \"Colorful shapes.\"".to_owned()
+        } else {
+            "Answer: red circles, blue stars".to_owned()
+        }
+    };
+    let (units, _) = run(Behaviour { summary: Some(list), ..Default::default() }).await;
+    for unit in &units {
+        assert_eq!(unit.label, "colorful shapes");
+        assert_eq!(unit.answers.len(), 10, "each answer is kept as it was");
+    }
+    failed(&run(Behaviour { summary: Some(|_| String::new()), ..Default::default() }).await.0, "no_concept");
+    // A caption that simplifying leaves nothing of is used as it is.
+    let (units, _) = run(Behaviour { simplified: Some(|_| " ".into()), ..Default::default() }).await;
+    assert!(units.iter().all(|unit| unit.state() == UnitState::Labelled && unit.images.iter().all(|image| image.simplified == image.caption)));
+}
+
+#[tokio::test]
+async fn pictures_that_cannot_be_used_are_left_out_and_without_any_there_is_no_label() {
+    let some = |_: &str, index: u32| (index > 0).then(|| png(100 + index as u8));
+    let odd = |picture: &[u8]| if picture == png(101) { f32::NAN } else { 1.0 };
+    let (units, _) = run(Behaviour { drawing: Some(some), activation: Some(odd), ..Default::default() }).await;
+    for unit in &units {
+        assert_eq!(unit.label, "red circles");
+        let unusable: Vec<&str> = unit.concepts[0].pictures.iter().map(|picture| picture.unusable.as_str()).collect();
+        assert_eq!(unusable, ["all one value", "the unit's activation on it is not finite", "", ""]);
+        let ranks: Vec<u32> = unit.concepts[0].pictures.iter().map(|picture| picture.rank).collect();
+        assert_eq!(ranks, [0, 0, 1, 1], "equal activations share a rank");
+    }
+    failed(&run(Behaviour { drawing: Some(|_, _| None), ..Default::default() }).await.0, "no_usable_picture");
+}
+
+#[tokio::test]
+async fn a_service_that_is_away_for_a_moment_costs_a_moment() {
+    let (units, calls) = run(Behaviour { away: AtomicUsize::new(2), ..Default::default() }).await;
+    assert!(units.iter().all(|unit| unit.state() == UnitState::Labelled));
+    assert_eq!(calls.captions.load(Ordering::Relaxed), 3);
+}
+
+#[tokio::test]
+async fn the_better_candidate_wins_and_the_ranked_rest_is_there() {
+    let two = |request: &SummarizeRequest| if request.attempt % 2 == 0 { "blue stars".to_owned() } else { "red circles".to_owned() };
+    let drawn = |concept: &str, index: u32| Some(png(if concept == "red circles" { 200 } else { 100 } + index as u8));
+    let shade = |picture: &[u8]| f32::from(image::load_from_memory(picture).unwrap().to_rgb8().get_pixel(1, 1).0[0]);
+    let (units, _) = run(Behaviour { summary: Some(two), drawing: Some(drawn), activation: Some(shade), ..Default::default() }).await;
+    for unit in &units {
+        let order: Vec<(&str, u32)> = unit.concepts.iter().map(|concept| (concept.concept.as_str(), concept.candidate)).collect();
+        assert_eq!(order, [("red circles", 1), ("blue stars", 0)]);
+        let scores = unit.concepts[0].scores.as_ref().unwrap();
+        assert_eq!((scores.mean, scores.topk_squared), (-2.5, -7.5), "ranks 1 to 4");
+        assert_eq!(unit.label, unit.labels[0]);
+    }
+}
