@@ -31,11 +31,13 @@ use dnd_proto::v1::{
 use futures::{StreamExt as _, stream};
 use tonic::{Code, Request, Response, Status, Streaming};
 
+type Captions = fn(&[u8]) -> Result<String, Fault>;
+
 /// How the stand-ins answer.
 #[derive(Default)]
 struct Behaviour {
     /// By the picture's bytes.
-    caption: Option<fn(&[u8]) -> Result<String, Fault>>,
+    caption: Option<Captions>,
     /// By the request.
     summary: Option<fn(&SummarizeRequest) -> String>,
     simplified: Option<fn(&str) -> String>,
@@ -361,7 +363,7 @@ async fn a_service_that_is_away_for_a_moment_costs_a_moment() {
 
 #[tokio::test]
 async fn the_better_candidate_wins_and_the_ranked_rest_is_there() {
-    let two = |request: &SummarizeRequest| if request.attempt % 2 == 0 { "blue stars".to_owned() } else { "red circles".to_owned() };
+    let two = |request: &SummarizeRequest| if request.attempt.is_multiple_of(2) { "blue stars".to_owned() } else { "red circles".to_owned() };
     let drawn = |concept: &str, index: u32| Some(png(if concept == "red circles" { 200 } else { 100 } + index as u8));
     let shade = |picture: &[u8]| f32::from(image::load_from_memory(picture).unwrap().to_rgb8().get_pixel(1, 1).0[0]);
     let (units, _) = run(Behaviour { summary: Some(two), drawing: Some(drawn), activation: Some(shade), ..Default::default() }).await;
