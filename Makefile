@@ -18,7 +18,9 @@ demo: setup ## label the neurons of two small networks with the whole mesh; repo
 	cargo build --release --locked -p dnd-cli
 	target/release/dnd demo --out out/demo
 
-test: setup ## all tests that fit in a coffee break or two
+test: setup ## all tests but the long ones
+	@scripts/photographs.sh
+	cargo build --workspace --bins --locked
 	cargo test --workspace --locked
 
 test-long: test ## the tests that take long, too
