@@ -17,8 +17,8 @@ use dnd_mesh::{
 };
 use dnd_onnx::{folder::read_json, pictures::PreprocessorConfig, runtime::EngineArgs};
 use dnd_proto::v1::{
-    LayerUnits, Preprocessing, ProbeRequest, ProbedUnit, ProbingSet, ProbingSource, Resampling, ResizeMode, Target, activation_service_client::ActivationServiceClient,
-    probe_response::Event, probing_source::Source,
+    LayerUnits, Preprocessing, ProbeRequest, ProbedUnit, ProbingSet, ProbingSource, Resampling, ResizeMode, Target,
+    activation_service_client::ActivationServiceClient, probe_response::Event, probing_source::Source,
 };
 use dnd_testing::sketch;
 use dnd_tests::dnd;
@@ -119,7 +119,11 @@ async fn units_of_classes_know_their_own_photographs() {
             assert!(theirs(pair[0]) >= theirs(pair[1]) - 0.08 * range, "{}: {} and {} of {range}", unit.unit, theirs(pair[0]), theirs(pair[1]));
         }
     }
-    println!("photographs: {own_first} of {} units of the photographs' classes put their own photograph first; {exact} of {} units have exactly Python's order", classes.len(), units.len());
+    println!(
+        "photographs: {own_first} of {} units of the photographs' classes put their own photograph first; {exact} of {} units have exactly Python's order",
+        classes.len(),
+        units.len()
+    );
     assert!(own_first >= reference.right, "{own_first} of {}", classes.len());
 }
 
@@ -128,8 +132,23 @@ fn a_job_runs_on_a_real_network_and_photographs() {
     let here = tempfile::tempdir().unwrap();
     let (network, photographs, suite) = (folder().join("network.onnx"), folder().join("photographs"), sketch(""));
     let args = [
-        "dissect", "--target", network.to_str().unwrap(), "--layer", "blocks.10,logits", "--units", "1,30", "--images", photographs.to_str().unwrap(), "--out", "out",
-        "--models", suite.to_str().unwrap(), "--num-inference-steps", "4", "--images-per-concept", "3",
+        "dissect",
+        "--target",
+        network.to_str().unwrap(),
+        "--layer",
+        "blocks.10,logits",
+        "--units",
+        "1,30",
+        "--images",
+        photographs.to_str().unwrap(),
+        "--out",
+        "out",
+        "--models",
+        suite.to_str().unwrap(),
+        "--num-inference-steps",
+        "4",
+        "--images-per-concept",
+        "3",
     ];
     let ran = dnd(here.path(), &args);
     assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);

@@ -2,9 +2,13 @@
 
 use std::path::Path;
 
+use serde::Deserialize;
 use tokenizers::Tokenizer as Inner;
 
-use crate::Error;
+use crate::{
+    Error,
+    folder::{ModelFolder, read_json},
+};
 
 /// A tokenizer as `tokenizer.json` describes it, without the padding and cutting that the file may ask for: callers say those.
 #[derive(Debug, Clone)]
@@ -33,17 +37,76 @@ impl Tokenizer {
     pub fn id(&self, token: &str) -> Option<u32> {
         self.0.token_to_id(token)
     }
+}
 
-    /// Ids of a text cut or padded to `length`, as CLIP's library does: the start and end tokens stay, the text between is cut.
-    pub fn encode_to(&self, text: &str, length: usize, end: u32, padding: u32) -> Result<Vec<u32>, Error> {
-        let mut ids = self.encode(text, true)?;
-        if ids.len() > length {
-            ids.truncate(length);
+/// A tokenizer for texts of one length, as CLIP's text encoders take them: longer texts are cut with the end token kept, shorter ones are padded.
+#[derive(Debug, Clone)]
+pub struct FixedLength {
+    tokenizer: Tokenizer,
+    length: usize,
+    end: u32,
+    padding: u32,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    model_max_length: Option<f64>,
+    eos_token: Token,
+    pad_token: Option<Token>,
+}
+
+/// A special token, as text or with how it is to be treated.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Token {
+    Text(String),
+    Added { content: String },
+}
+
+impl Token {
+    fn text(&self) -> &str {
+        match self {
+            Self::Text(text) | Self::Added { content: text } => text,
+        }
+    }
+}
+
+impl FixedLength {
+    /// Of the files `tokenizer.json` and `tokenizer_config.json` under `prefix` of a model's folder. The length is the encoder's if its configuration says
+    /// one, else the tokenizer's, else CLIP's 77.
+    pub fn read(folder: &ModelFolder, prefix: &str, length: Option<usize>) -> Result<Self, Error> {
+        let tokenizer = Tokenizer::read(&folder.file("tokenizer", &[&format!("{prefix}tokenizer.json")])?)?;
+        let path = folder.file("tokenizer configuration", &[&format!("{prefix}tokenizer_config.json")])?;
+        let config: Config = read_json(&path)?;
+        let id = |token: &Token| tokenizer.id(token.text()).ok_or_else(|| Error::file(&path, format!("{:?} is not in the vocabulary", token.text())));
+        let end = id(&config.eos_token)?;
+        let padding = config.pad_token.as_ref().map_or(Ok(end), id)?;
+        // Tokenizers without a limit say 1e30.
+        let own = config.model_max_length.filter(|length| (2.0..=4096.0).contains(length)).map(|length| length as usize);
+        let length = length.or(own).unwrap_or(77);
+        Ok(Self { tokenizer, length, end, padding })
+    }
+
+    /// Tokens of every text.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// The token that ends a text.
+    pub fn end(&self) -> u32 {
+        self.end
+    }
+
+    /// The ids of a text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
+        let mut ids = self.tokenizer.encode(text, true)?;
+        if ids.len() > self.length {
+            ids.truncate(self.length);
             if let Some(last) = ids.last_mut() {
-                *last = end;
+                *last = self.end;
             }
         }
-        ids.resize(length, padding);
+        ids.resize(self.length, self.padding);
         Ok(ids)
     }
 }

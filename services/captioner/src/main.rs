@@ -1,40 +1,20 @@
 //! `dnd-captioner`: captions pictures over gRPC.
 
-use std::path::PathBuf;
+use std::error::Error;
 
-use anyhow::Result;
 use clap::Parser;
-use dnd_captioner::Captioner;
-use dnd_mesh::{
-    Slot,
-    args::ServeArgs,
-    server::{self, Services},
-    telemetry,
-};
-use dnd_onnx::runtime::EngineArgs;
+use dnd_captioner::{Captioner, add_to};
+use dnd_onnx::service::{self, ModelServiceArgs};
 
 /// Captions pictures over gRPC with a BLIP model in ONNX.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
-    /// Folder of the model
-    #[arg(long, env = "DND_MODEL")]
-    model: PathBuf,
     #[command(flatten)]
-    engine: EngineArgs,
-    #[command(flatten)]
-    serve: ServeArgs,
+    service: ModelServiceArgs,
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
-    let Args { model, engine, serve } = Args::parse();
-    telemetry::init(&serve.log);
-    let slot = Slot::default();
-    let load = {
-        let slot = slot.clone();
-        move || Captioner::load(&model, &engine).map(|loaded| slot.fill(loaded))
-    };
-    server::serve(&serve, dnd_captioner::add_to(Services::default(), slot), load).await?;
-    Ok(())
+async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+    service::run(Args::parse().service, add_to, Captioner::load).await
 }

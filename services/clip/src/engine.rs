@@ -13,7 +13,7 @@ use dnd_onnx::{
     folder::ModelFolder,
     pictures::{self, PictureLimits, Preprocessor, PreprocessorConfig},
     runtime::{self, EngineArgs},
-    tokenizer::Tokenizer,
+    tokenizer::FixedLength,
 };
 use dnd_proto::v1::{Embedding, Model, ModelLimits};
 use ort::{
@@ -42,30 +42,6 @@ struct TextConfig {
     max_position_embeddings: Option<usize>,
 }
 
-#[derive(Deserialize)]
-struct TokenizerConfig {
-    eos_token: Token,
-    pad_token: Option<Token>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Token {
-    Text(String),
-    Added { content: String },
-}
-
-impl Token {
-    fn text(&self) -> &str {
-        match self {
-            Self::Text(text) | Self::Added { content: text } => text,
-        }
-    }
-}
-
-/// CLIP's own text length, for a configuration that does not say it.
-const CONTEXT: usize = 77;
-
 impl Clip {
     /// Loads the model in a folder and runs it once.
     pub fn load(folder: &Path, args: &EngineArgs) -> Result<Self, Error> {
@@ -76,25 +52,16 @@ impl Clip {
         let pre = Preprocessor::new(&pre)?;
         let vision = folder.file("image encoder", &["onnx/vision_model.onnx", "vision_model.onnx"])?;
         let text = folder.file("text encoder", &["onnx/text_model.onnx", "text_model.onnx"])?;
-        let tokenizer = Tokenizer::read(&folder.file("tokenizer", &["tokenizer.json"])?)?;
-        let special: TokenizerConfig = folder.json("tokenizer configuration", "tokenizer_config.json")?;
-        let id = |token: &Token| {
-            tokenizer
-                .id(token.text())
-                .ok_or_else(|| Error::file(folder.root().join("tokenizer_config.json"), format!("{:?} is not in the vocabulary", token.text())))
-        };
-        let end = id(&special.eos_token)?;
-        let padding = special.pad_token.as_ref().map_or(Ok(end), id)?;
-        let length = config.text_config.max_position_embeddings.unwrap_or(CONTEXT);
-
+        let text_tokens = FixedLength::read(&folder, "", config.text_config.max_position_embeddings)?;
         let mut images = (0..args.session_count()).map(|_| ImageRunner::load(&vision, &pre, args)).collect::<Result<Vec<_>, _>>()?;
         // Texts are few and short: one session is enough for them.
-        let mut texts = vec![TextRunner::load(&text, Text { tokenizer, end, padding, length }, args)?];
+        let length = text_tokens.length();
+        let mut texts = vec![TextRunner::load(&text, text_tokens.clone(), args)?];
         for runner in &mut images {
             runner.embed(vec![0.0; runner.pre.len()], 1)?;
         }
         for runner in &mut texts {
-            runner.embed(&[vec![end; length]])?;
+            runner.embed(&[vec![text_tokens.end(); length]])?;
         }
         let limits = PictureLimits::default();
         let model = folder.model(
@@ -200,37 +167,30 @@ impl Worker for ImageRunner {
     }
 }
 
-struct Text {
-    tokenizer: Tokenizer,
-    end: u32,
-    padding: u32,
-    length: usize,
-}
-
 struct TextRunner {
     session: Session,
     ids: TensorElementType,
     mask: bool,
-    text: Text,
+    tokens: FixedLength,
 }
 
 impl TextRunner {
-    fn load(file: &Path, text: Text, args: &EngineArgs) -> Result<Self, Error> {
+    fn load(file: &Path, tokens: FixedLength, args: &EngineArgs) -> Result<Self, Error> {
         let session = runtime::session(file, args)?;
         check_output(&session, file, "text_embeds")?;
         let input = |name: &str| session.inputs().iter().find(|input| input.name() == name);
         let ids = input("input_ids").and_then(|i| i.dtype().tensor_type()).ok_or_else(|| Error::file(file, "not a text encoder: no input named input_ids"))?;
         let mask = input("attention_mask").is_some();
-        Ok(Self { session, ids, mask, text })
+        Ok(Self { session, ids, mask, tokens })
     }
 
     /// Embeds texts that are `length` tokens each. What follows the end token changes nothing: the encoder looks backwards only.
     fn embed(&mut self, texts: &[Vec<u32>]) -> Result<Vec<Embedding>, Error> {
-        let shape = [texts.len(), self.text.length];
+        let shape = [texts.len(), self.tokens.length()];
         let ids: Vec<u32> = texts.concat();
         let mut inputs: Vec<(&str, SessionInputValue<'_>)> = vec![("input_ids", ids_tensor(self.ids, shape, &ids)?)];
         if self.mask {
-            let mask: Vec<i64> = texts.iter().flat_map(|ids| up_to_end(ids, self.text.end)).collect();
+            let mask: Vec<i64> = texts.iter().flat_map(|ids| up_to_end(ids, self.tokens.end())).collect();
             inputs.push(("attention_mask", Tensor::from_array((shape, mask))?.into()));
         }
         let outputs = self.session.run(inputs)?;
@@ -252,12 +212,10 @@ impl Worker for TextRunner {
     fn key(_: &String) {}
 
     fn run(&mut self, items: Vec<String>) -> Vec<Result<Embedding, Fault>> {
-        let Text { tokenizer, end, padding, length } = &self.text;
         let mut texts = Vec::with_capacity(items.len());
         let mut read = Vec::with_capacity(items.len());
         for text in &items {
-            let ids = tokenizer.encode_to(text, *length, *end, *padding);
-            read.push(ids.map(|ids| texts.push(ids)).map_err(Fault::from));
+            read.push(self.tokens.encode(text).map(|ids| texts.push(ids)).map_err(Fault::from));
         }
         let embedded = if texts.is_empty() { Ok(Vec::new()) } else { self.embed(&texts) };
         batch::spread(read, embedded.map_err(Fault::from))

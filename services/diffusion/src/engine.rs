@@ -14,7 +14,7 @@ use dnd_onnx::{
     folder::ModelFolder,
     pictures::encode_png,
     runtime::{self, EngineArgs},
-    tokenizer::Tokenizer,
+    tokenizer::FixedLength,
 };
 use dnd_proto::v1::{Model, ModelLimits};
 use image::RgbImage;
@@ -83,28 +83,6 @@ struct VaeConfig {
     shift_factor: Option<f32>,
 }
 
-#[derive(Deserialize)]
-struct TokenizerConfig {
-    model_max_length: usize,
-    eos_token: Token,
-    pad_token: Option<Token>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Token {
-    Text(String),
-    Added { content: String },
-}
-
-impl Token {
-    fn text(&self) -> &str {
-        match self {
-            Self::Text(text) | Self::Added { content: text } => text,
-        }
-    }
-}
-
 /// Of Stable Diffusion 1.x, whose published configurations do not all say it.
 const SCALING_FACTOR: f32 = 0.18215;
 
@@ -113,19 +91,11 @@ struct Parts {
     text_encoder: PathBuf,
     unet: PathBuf,
     vae_decoder: PathBuf,
-    text: Text,
+    text: FixedLength,
     scheduler: Scheduler,
     latents: [usize; 3],
     scaling: f32,
     shift: f32,
-}
-
-#[derive(Clone)]
-struct Text {
-    tokenizer: Tokenizer,
-    length: usize,
-    end: u32,
-    padding: u32,
 }
 
 impl Parts {
@@ -141,14 +111,6 @@ impl Parts {
         let vae: VaeConfig = folder.json("decoder configuration", "vae_decoder/config.json")?;
         let scheduler: SchedulerConfig = folder.json("scheduler", "scheduler/scheduler_config.json")?;
         let scheduler = Scheduler::new(scheduler).map_err(|problem| Error::file(folder.root().join("scheduler/scheduler_config.json"), problem))?;
-        let tokenizer = Tokenizer::read(&folder.file("tokenizer", &["tokenizer/tokenizer.json", "tokenizer.json"])?)?;
-        let special: TokenizerConfig = folder.json("tokenizer configuration", "tokenizer/tokenizer_config.json")?;
-        let id = |token: &Token| {
-            let missing = || Error::file(folder.root().join("tokenizer/tokenizer_config.json"), format!("{:?} is not in the vocabulary", token.text()));
-            tokenizer.id(token.text()).ok_or_else(missing)
-        };
-        let end = id(&special.eos_token)?;
-        let padding = special.pad_token.as_ref().map_or(Ok(end), id)?;
         let [height, width] = match unet.sample_size {
             SampleSize::Square(side) => [side, side],
             SampleSize::Sides(sides) => sides,
@@ -160,7 +122,7 @@ impl Parts {
             text_encoder: folder.file("text encoder", &["text_encoder/model.onnx"])?,
             unet: folder.file("UNet", &["unet/model.onnx"])?,
             vae_decoder: folder.file("decoder", &["vae_decoder/model.onnx"])?,
-            text: Text { tokenizer, length: special.model_max_length, end, padding },
+            text: FixedLength::read(folder, "tokenizer/", None)?,
             scheduler,
             latents: [unet.in_channels, height, width],
             scaling: vae.scaling_factor.unwrap_or(SCALING_FACTOR),
@@ -175,7 +137,7 @@ impl Diffusion {
         let folder = ModelFolder::open(folder)?;
         let parts = Parts::read(&folder)?;
         let runners = (0..args.session_count()).map(|_| Runner::load(&parts, args)).collect::<Result<Vec<_>, _>>()?;
-        let limits = ModelLimits { picture_bytes: 0, picture_pixels: 0, text_tokens: parts.text.length as u32, batch: args.batch as u32 };
+        let limits = ModelLimits { picture_bytes: 0, picture_pixels: 0, text_tokens: parts.text.length() as u32, batch: args.batch as u32 };
         let model = folder.model("stable-diffusion", args, limits)?;
         let concurrency = 2 * args.batch * runners.len();
         let batcher = Batcher::start("diffusion", runners, Limits { queue: 2 * concurrency, batch: args.batch }).map_err(|e| Error::Run(e.to_string()))?;
@@ -204,7 +166,7 @@ struct Runner {
     unet: Session,
     timestep: Timestep,
     vae_decoder: Session,
-    text: Text,
+    text: FixedLength,
     scheduler: Scheduler,
     latents: [usize; 3],
     scaling: f32,
@@ -286,9 +248,8 @@ impl Runner {
 
     /// The text encoder's last hidden states: texts x length x width.
     fn encode(&mut self, texts: &[&str]) -> Result<Vec<f32>, Error> {
-        let Text { tokenizer, length, end, padding } = &self.text;
-        let ids = texts.iter().map(|text| tokenizer.encode_to(text, *length, *end, *padding)).collect::<Result<Vec<_>, _>>()?.concat();
-        let outputs = self.text_encoder.run(vec![("input_ids", ids_tensor(self.text_ids, [texts.len(), *length], &ids)?)])?;
+        let ids = texts.iter().map(|text| self.text.encode(text)).collect::<Result<Vec<_>, _>>()?.concat();
+        let outputs = self.text_encoder.run(vec![("input_ids", ids_tensor(self.text_ids, [texts.len(), self.text.length()], &ids)?)])?;
         let states = outputs.get("last_hidden_state").ok_or_else(|| Error::Run("the text encoder has no output last_hidden_state".to_owned()))?;
         Ok(states.try_extract_tensor::<f32>()?.1.to_vec())
     }
@@ -305,8 +266,8 @@ impl Runner {
         let conditional = self.encode(&prompts.iter().map(String::as_str).collect::<Vec<_>>())?;
         let states = if guided { [self.unconditional.repeat(count), conditional].concat() } else { conditional };
         let rows = if guided { 2 * count } else { count };
-        let text_width = states.len() / (rows * self.text.length);
-        let states = Tensor::from_array(([rows, self.text.length, text_width], states))?;
+        let text_width = states.len() / (rows * self.text.length());
+        let states = Tensor::from_array(([rows, self.text.length(), text_width], states))?;
 
         let mut latents: Vec<f32> = requests.iter().flat_map(|request| draw::noise(request.seed, &request.concept, request.index, size)).collect();
         let mut estimate = Vec::new();

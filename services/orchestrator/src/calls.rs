@@ -64,6 +64,17 @@ pub(crate) struct Crop {
 
 type Results<V> = Vec<Result<V, Failure>>;
 
+/// What an answer of a stream of items holds: one of the named results, the failure of its status, or nothing, which is a failure too.
+macro_rules! answered {
+    ($result:expr, $module:ident, $($variant:ident($value:pat) => $made:expr),+) => {
+        match $result {
+            $(Some($module::Result::$variant($value)) => $made,)+
+            Some($module::Result::Status(status)) => Err(Failure::item(&status)),
+            None => Err(Failure::empty()),
+        }
+    };
+}
+
 impl Calls {
     pub(crate) fn new(
         models: Models,
@@ -130,11 +141,7 @@ impl Calls {
             match read {
                 Ok(answers) => {
                     for answer in answers {
-                        let result = match answer.result {
-                            Some(read_pictures_response::Result::Data(data)) => self.keep(&data).await,
-                            Some(read_pictures_response::Result::Status(status)) => Err(Failure::item(&status)),
-                            None => Err(Failure::empty()),
-                        };
+                        let result = answered!(answer.result, read_pictures_response, Data(data) => self.keep(&data).await);
                         if let Some(place) = results.get_mut(answer.picture as usize) {
                             *place = result;
                         }
@@ -202,14 +209,7 @@ impl Calls {
                 let mut client = self.models.captioner.clone();
                 async move { client.caption(requests).await }
             };
-            let read = |answer: proto::CaptionResponse| {
-                let result = match answer.result {
-                    Some(caption_response::Result::Caption(caption)) => Ok(caption.text),
-                    Some(caption_response::Result::Status(status)) => Err(Failure::item(&status)),
-                    None => Err(Failure::empty()),
-                };
-                (answer.item_id, result)
-            };
+            let read = |answer: proto::CaptionResponse| (answer.item_id, answered!(answer.result, caption_response, Caption(caption) => Ok(caption.text)));
             each(&pictures, request, call, read).await
         };
         let found = self.captions.get(digests, make).await;
@@ -229,14 +229,7 @@ impl Calls {
                 let mut client = self.models.summarizer.clone();
                 async move { client.simplify(requests).await }
             };
-            let read = |answer: proto::SimplifyResponse| {
-                let result = match answer.result {
-                    Some(simplify_response::Result::Answer(Answer { text, .. })) => Ok(text),
-                    Some(simplify_response::Result::Status(status)) => Err(Failure::item(&status)),
-                    None => Err(Failure::empty()),
-                };
-                (answer.item_id, result)
-            };
+            let read = |answer: proto::SimplifyResponse| (answer.item_id, answered!(answer.result, simplify_response, Answer(Answer { text, .. }) => Ok(text)));
             each(&wanted.into_iter().map(Ok).collect::<Vec<_>>(), request, call, read).await
         };
         let found = self.simplified.get(captions, make).await;
@@ -256,14 +249,7 @@ impl Calls {
             let mut client = self.models.summarizer.clone();
             async move { client.summarize(requests).await }
         };
-        let read = |answer: proto::SummarizeResponse| {
-            let result = match answer.result {
-                Some(summarize_response::Result::Answer(Answer { text, .. })) => Ok(text),
-                Some(summarize_response::Result::Status(status)) => Err(Failure::item(&status)),
-                None => Err(Failure::empty()),
-            };
-            (answer.item_id, result)
-        };
+        let read = |answer: proto::SummarizeResponse| (answer.item_id, answered!(answer.result, summarize_response, Answer(Answer { text, .. }) => Ok(text)));
         self.progress.calls(Stage::Summarize, asked.len() as u64, 0);
         each(&asked.into_iter().map(Ok).collect::<Vec<_>>(), request, call, read).await
     }
@@ -284,13 +270,7 @@ impl Calls {
                 async move { client.generate(requests).await }
             };
             let read = |answer: proto::GenerateResponse| {
-                let result = match answer.result {
-                    Some(generate_response::Result::Picture(picture)) => Ok(Ok(picture)),
-                    Some(generate_response::Result::Unusable(reason)) => Ok(Err(reason)),
-                    Some(generate_response::Result::Status(status)) => Err(Failure::item(&status)),
-                    None => Err(Failure::empty()),
-                };
-                (answer.item_id, result)
+                (answer.item_id, answered!(answer.result, generate_response, Picture(picture) => Ok(Ok(picture)), Unusable(reason) => Ok(Err(reason))))
             };
             let drawn = each(&wanted.into_iter().map(Ok).collect::<Vec<_>>(), request, call, read).await;
             let mut kept = Vec::with_capacity(drawn.len());
@@ -328,12 +308,7 @@ impl Calls {
                 async move { client.activate(stream::iter([setup]).chain(requests)).await }
             };
             let read = |answer: proto::ActivateResponse| {
-                let result = match answer.result {
-                    Some(activate_response::Result::Activations(activations)) => Ok(Arc::from(activations.values)),
-                    Some(activate_response::Result::Status(status)) => Err(Failure::item(&status)),
-                    None => Err(Failure::empty()),
-                };
-                (answer.item_id, result)
+                (answer.item_id, answered!(answer.result, activate_response, Activations(activations) => Ok(Arc::from(activations.values))))
             };
             each(&pictures, request, call, read).await
         };
@@ -365,12 +340,7 @@ impl Calls {
                 async move { client.embed_images(requests).await }
             };
             let read = |answer: proto::EmbedImagesResponse| {
-                let result = match answer.result {
-                    Some(embed_images_response::Result::Embedding(embedding)) => embedding_of(&embedding),
-                    Some(embed_images_response::Result::Status(status)) => Err(Failure::item(&status)),
-                    None => Err(Failure::empty()),
-                };
-                (answer.item_id, result)
+                (answer.item_id, answered!(answer.result, embed_images_response, Embedding(embedding) => embedding_of(&embedding)))
             };
             each(&pictures, request, call, read).await
         };
@@ -387,12 +357,7 @@ impl Calls {
                 async move { client.embed_texts(requests).await }
             };
             let read = |answer: proto::EmbedTextsResponse| {
-                let result = match answer.result {
-                    Some(embed_texts_response::Result::Embedding(embedding)) => embedding_of(&embedding),
-                    Some(embed_texts_response::Result::Status(status)) => Err(Failure::item(&status)),
-                    None => Err(Failure::empty()),
-                };
-                (answer.item_id, result)
+                (answer.item_id, answered!(answer.result, embed_texts_response, Embedding(embedding) => embedding_of(&embedding)))
             };
             each(&wanted.into_iter().map(Ok).collect::<Vec<_>>(), request, call, read).await
         };

@@ -1,0 +1,42 @@
+//! The program of a service that has one model.
+
+use std::{
+    error::Error as StdError,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use dnd_mesh::{
+    Slot,
+    args::ServeArgs,
+    server::{self, Services},
+    telemetry,
+};
+
+use crate::{Error, runtime::EngineArgs};
+
+/// The arguments of a service that has one model.
+#[derive(Debug, Args)]
+pub struct ModelServiceArgs {
+    /// Folder of the model
+    #[arg(long, env = "DND_MODEL")]
+    model: PathBuf,
+    #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+/// Serves a model over gRPC for the life of the process: `add_to` adds its service, `load` loads it.
+pub async fn run<M: Send + Sync + 'static>(
+    args: ModelServiceArgs,
+    add_to: impl FnOnce(Services, Slot<M>) -> Services,
+    load: impl FnOnce(&Path, &EngineArgs) -> Result<M, Error> + Send + 'static,
+) -> Result<(), Box<dyn StdError + Send + Sync>> {
+    let ModelServiceArgs { model, engine, serve } = args;
+    telemetry::init(&serve.log);
+    let slot = Slot::default();
+    let services = add_to(Services::default(), slot.clone());
+    server::serve(&serve, services, move || load(&model, &engine).map(|loaded| slot.fill(loaded))).await?;
+    Ok(())
+}
