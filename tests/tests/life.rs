@@ -1,7 +1,11 @@
 //! A service's life: health that follows its model, reflection, an end in order; and a job that outlives its caller, or does not.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::time::Duration;
+use std::{
+    fs,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
 
 use dnd_proto::v1::{
     DissectRequest, LayerUnits, OnDisconnect, Parameters, ProbingSet, ProbingSource, Target, dissect_response::Event,
@@ -62,10 +66,8 @@ fn futures_once<T: Send + 'static>(item: T) -> impl futures::Stream<Item = T> + 
 #[test]
 fn a_model_that_cannot_be_loaded_ends_its_service_with_why() {
     let folder = tempfile::tempdir().unwrap();
-    let output = std::process::Command::new(dnd_tests::program("dnd-captioner"))
-        .args(["--model", folder.path().to_str().unwrap(), "--listen", "127.0.0.1:0"])
-        .output()
-        .unwrap();
+    let output =
+        Command::new(dnd_tests::program("dnd-captioner")).args(["--model", folder.path().to_str().unwrap(), "--listen", "127.0.0.1:0"]).output().unwrap();
     let err = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success());
     assert!(err.contains("config.json"), "{err}");
@@ -119,4 +121,32 @@ async fn a_job_is_found_again_by_its_request_and_goes_on_or_not_as_was_asked() {
     assert_ne!(gone, first);
     let (again, _, cancelled) = follow(&mut client, request("cancelled", OnDisconnect::Cancel), true).await;
     assert_eq!((again, cancelled), (gone, Some(true)));
+}
+
+#[test]
+fn ctrl_c_leaves_a_valid_partial_result() {
+    let folder = tempfile::tempdir().unwrap();
+    let (network, pictures, suite) = (sketch("targets/planted/planted.onnx"), sketch("probing.tar"), sketch(""));
+    let out = folder.path().join("out");
+    let mut child = Command::new(dnd_tests::program("dnd"))
+        .args(["dissect", "--layer", "mixture", "--units-in-flight", "1", "--target", network.to_str().unwrap(), "--images", pictures.to_str().unwrap()])
+        .args(["--models", suite.to_str().unwrap(), "--out", out.to_str().unwrap()])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let results = || fs::read_to_string(out.join("results.jsonl")).unwrap_or_default();
+    let since = Instant::now();
+    while results().lines().count() < 1 {
+        assert!(child.try_wait().unwrap().is_none() && since.elapsed() < Duration::from_secs(300));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let units: Vec<serde_json::Value> = results().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!((1..24).contains(&units.len()), "{}", units.len());
+    let run: serde_json::Value = serde_json::from_str(&fs::read_to_string(out.join("run.json")).unwrap()).unwrap();
+    assert_eq!((&run["interrupted"], run["units"]["labelled"].as_u64()), (&serde_json::Value::Bool(true), Some(units.len() as u64)));
+    assert_eq!(fs::read_to_string(out.join("results.csv")).unwrap().lines().count(), units.len() + 1);
+    assert!(fs::read_to_string(out.join("report.html")).unwrap().contains(units[0]["label"].as_str().unwrap()));
 }

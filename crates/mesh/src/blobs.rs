@@ -2,7 +2,7 @@
 
 use std::{
     fmt::Write as _,
-    io,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -84,16 +84,20 @@ impl Blobs {
     }
 
     /// Keeps a blob and gives its digest.
-    pub async fn put(&self, bytes: &[u8]) -> io::Result<String> {
-        let digest = digest(bytes);
-        if self.path(&digest).is_none() {
-            let (file, temporary) = tempfile::NamedTempFile::new_in(&self.folder)?.into_parts();
-            let mut file = File::from_std(file);
-            file.write_all(bytes).await?;
-            file.flush().await?;
-            temporary.persist(self.folder.join(&digest))?;
-        }
-        Ok(digest)
+    pub async fn put(&self, bytes: Bytes) -> io::Result<String> {
+        let folder = self.folder.clone();
+        let written = tokio::task::spawn_blocking(move || {
+            let digest = digest(&bytes);
+            let place = folder.join(&digest);
+            if !place.is_file() {
+                // Beside its place first: what is there is whole.
+                let mut file = tempfile::NamedTempFile::new_in(&folder)?;
+                file.write_all(&bytes)?;
+                file.persist(place)?;
+            }
+            Ok(digest)
+        });
+        written.await.map_err(io::Error::other)?
     }
 
     fn arriving(&self, digest: &str) -> PathBuf {

@@ -184,7 +184,12 @@ fn builder(args: &EngineArgs) -> Result<SessionBuilder, Error> {
         Provider::Cuda => ep::CUDA::default().build(),
         Provider::Tensorrt => ep::TensorRT::default().build(),
     };
-    builder.with_execution_providers([provider.error_on_failure()]).map_err(|e| Error::Provider { provider: args.provider.name(), problem: e.to_string() })
+    builder.with_execution_providers([provider.error_on_failure()]).map_err(|e| Error::Provider {
+        provider: args.provider.name(),
+        problem: format!(
+            "{e} The GPU's providers come with the library of the onnxruntime-gpu package: name it with {VARIABLE}, its provider libraries beside it"
+        ),
+    })
 }
 
 fn environment_or_ort() -> Result<&'static Environment, ort::Error> {

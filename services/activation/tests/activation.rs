@@ -153,9 +153,9 @@ async fn a_pass_depends_on_neither_batches_nor_sessions_nor_memory_nor_where_the
 
     let mut listed = PictureList::default();
     for (path, bytes) in &pictures {
-        listed.pictures.push(ListedPicture { path: path.clone(), digest: tight.blobs.put(bytes).await.unwrap() });
+        listed.pictures.push(ListedPicture { path: path.clone(), digest: tight.blobs.put(bytes.clone()).await.unwrap() });
     }
-    let list_digest = tight.blobs.put(&listed.encode_to_vec()).await.unwrap();
+    let list_digest = tight.blobs.put(listed.encode_to_vec().into()).await.unwrap();
     let uploaded = ProbingSet { sources: vec![ProbingSource { source: Some(Source::ListDigest(list_digest)) }] };
     assert_eq!(probe(&mut tight, uploaded, layers.clone(), Summary::Mean).await.units, plain.units);
 

@@ -108,7 +108,7 @@ impl Calls {
     }
 
     /// Keeps a picture that was made here.
-    pub(crate) async fn keep(&self, picture: &[u8]) -> Result<String, Failure> {
+    pub(crate) async fn keep(&self, picture: Bytes) -> Result<String, Failure> {
         self.blobs.put(picture).await.map_err(|e| Failure::new("storage", e.to_string()))
     }
 
@@ -141,7 +141,7 @@ impl Calls {
             match read {
                 Ok(answers) => {
                     for answer in answers {
-                        let result = answered!(answer.result, read_pictures_response, Data(data) => self.keep(&data).await);
+                        let result = answered!(answer.result, read_pictures_response, Data(data) => self.keep(data).await);
                         if let Some(place) = results.get_mut(answer.picture as usize) {
                             *place = result;
                         }
@@ -183,7 +183,7 @@ impl Calls {
             let picture = answer.picture as usize;
             match answer.result {
                 Some(crop_response::Result::Crop(crop)) => {
-                    self.keep(&crop.picture).await?;
+                    self.keep(crop.picture.clone()).await?;
                     crops.push(Crop { picture, crop: proto::AttentionCrop { picture: Bytes::new(), ..crop } });
                 }
                 Some(crop_response::Result::Status(status)) => failures.push((picture, Failure::item(&status))),
@@ -276,7 +276,7 @@ impl Calls {
             let mut kept = Vec::with_capacity(drawn.len());
             for drawn in drawn {
                 kept.push(match drawn {
-                    Ok(Ok(picture)) => self.keep(&picture).await.map(Drawing::Picture),
+                    Ok(Ok(picture)) => self.keep(picture).await.map(Drawing::Picture),
                     Ok(Err(reason)) => Ok(Drawing::Unusable(reason)),
                     Err(failure) => Err(failure),
                 });

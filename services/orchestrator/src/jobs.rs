@@ -1,7 +1,7 @@
 //! Jobs: what happens in one is kept, for whoever watches it, from the beginning.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -9,7 +9,7 @@ use std::{
 use dnd_mesh::Fault;
 use dnd_proto::v1::{DissectResponse, Stage, StageProgress, UnitResult, UnitState, dissect_response::Event};
 use futures::{Stream, stream};
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
@@ -184,15 +184,12 @@ impl Watcher {
     }
 }
 
-/// The jobs of this process.
+/// The jobs of this process that can be found again, by their requests.
 #[derive(Debug, Default)]
-pub(crate) struct Jobs(tokio::sync::Mutex<Known>);
+pub(crate) struct Jobs(Mutex<VecDeque<Known>>);
 
-#[derive(Debug, Default)]
-struct Known {
-    by_request: HashMap<String, Arc<Job>>,
-    in_order: Vec<(String, Arc<Job>)>,
-}
+/// A request's id, and its job once that is made.
+type Known = (String, Arc<OnceCell<Arc<Job>>>);
 
 impl Jobs {
     /// The job of a request, made by `start` if the request is not known (an empty id never is). Only one is made, however many ask at once.
@@ -203,20 +200,22 @@ impl Jobs {
         if request_id.is_empty() {
             return start().await;
         }
-        let mut known = self.0.lock().await;
-        if let Some(job) = known.by_request.get(request_id) {
-            return Ok(Arc::clone(job));
+        self.cell(request_id).get_or_try_init(start).await.cloned()
+    }
+
+    fn cell(&self, request_id: &str) -> Arc<OnceCell<Arc<Job>>> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, cell)) = known.iter().find(|(id, _)| id == request_id) {
+            return Arc::clone(cell);
         }
-        let job = start().await?;
-        known.by_request.insert(request_id.to_owned(), Arc::clone(&job));
-        known.in_order.push((request_id.to_owned(), Arc::clone(&job)));
-        let ended = known.in_order.iter().filter(|(_, job)| job.has_ended()).count();
-        if ended > KEPT
-            && let Some(oldest) = known.in_order.iter().position(|(_, job)| job.has_ended())
+        let is_over = |(_, cell): &Known| cell.get().is_some_and(|job| job.has_ended());
+        if known.iter().filter(|known| is_over(known)).count() >= KEPT
+            && let Some(oldest) = known.iter().position(is_over)
         {
-            let (request_id, _) = known.in_order.remove(oldest);
-            known.by_request.remove(&request_id);
+            known.remove(oldest);
         }
-        Ok(job)
+        let cell = Arc::default();
+        known.push_back((request_id.to_owned(), Arc::clone(&cell)));
+        cell
     }
 }

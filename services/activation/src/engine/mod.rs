@@ -199,7 +199,10 @@ impl Activation {
         }
         let (described, layers, args, limits) = (Arc::clone(described), layers.to_vec(), self.args.clone(), self.picture_limits());
         let cut = Arc::new(blocking(move || Cut::load(&described, layers, reading, &args, limits)).await?);
-        cuts.put(key, Arc::clone(&cut));
+        if let Some((_, evicted)) = cuts.push(key, Arc::clone(&cut)) {
+            // It waits for its threads to end.
+            tokio::task::spawn_blocking(move || drop(evicted)).await.map_err(|_| Fault::internal("a target could not be unloaded"))?;
+        }
         Ok(cut)
     }
 }

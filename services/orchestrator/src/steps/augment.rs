@@ -35,7 +35,7 @@ impl Unit<'_> {
             match kept {
                 Ok(digest) => {
                     let map_digest = match picture.map.as_ref().and_then(grey) {
-                        Some(png) => self.calls.keep(&png).await?,
+                        Some(png) => self.calls.keep(png.into()).await?,
                         None => String::new(),
                     };
                     self.result.probed.push(ProbedPicture {
