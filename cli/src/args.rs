@@ -7,14 +7,11 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use dnd_activation::ActivationArgs;
-use dnd_method::parameters::{GeneratedSubset, Scoring, Summary, TokenSummary};
+use dnd_mesh::parameters::check;
+use dnd_method::parameters::{GeneratedSubset, Parameters, Scoring, Summary, TokenSummary};
 use dnd_onnx::runtime::EngineArgs;
 use dnd_orchestrator::OrchestratorArgs;
-use dnd_proto::v1 as proto;
-use serde::{
-    Deserialize,
-    de::{DeserializeOwned, IntoDeserializer, value},
-};
+use serde::de::{Deserialize as _, DeserializeOwned, IntoDeserializer, value};
 
 use crate::problem::Problem;
 
@@ -47,13 +44,11 @@ pub(crate) struct MeshArgs {
 }
 
 /// The method's constants; those that are not set have the paper's values. A configuration file has the same names as keys.
-#[derive(Debug, Clone, Default, Args, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "The method's constants (defaults are the paper's)")]
 pub(crate) struct Settings {
     /// File of these constants, such as `candidates = 3`; flags win over it
     #[arg(long, value_name = "FILE.toml")]
-    #[serde(skip)]
     pub(crate) config: Option<PathBuf>,
     /// Seed of every draw [default: 0]
     #[arg(long)]
@@ -138,60 +133,43 @@ fn named<T: DeserializeOwned + Clone + Send + Sync + 'static>(names: &'static [&
 }
 
 impl Settings {
-    /// The constants of the flags and, where those are silent, of the configuration file.
-    pub(crate) fn parameters(&self) -> Result<proto::Parameters, Problem> {
+    /// The constants: those of the flags, else those of the configuration file, else the paper's.
+    pub(crate) fn parameters(&self) -> Result<Parameters, Problem> {
         let file = match &self.config {
             Some(path) => {
                 let text = fs::read_to_string(path).map_err(|e| Problem::file(path, &e))?;
                 toml::from_str(&text).map_err(|e| Problem::input(format!("{}: {}", path.display(), e.to_string().trim_end())))?
             }
-            None => Self::default(),
+            None => Parameters::default(),
         };
-        let summary = |s: Summary| match s {
-            Summary::Mean => proto::Summary::Mean,
-            Summary::Max => proto::Summary::Max,
+        let parameters = Parameters {
+            seed: self.seed.unwrap_or(file.seed),
+            summary: self.summary.unwrap_or(file.summary),
+            token_summary: self.token_summary.unwrap_or(file.token_summary),
+            probe_images: self.probe_images.unwrap_or(file.probe_images),
+            crops_per_image: self.crops_per_image.unwrap_or(file.crops_per_image),
+            crop_iou: self.crop_iou.unwrap_or(file.crop_iou),
+            canvas_iou: self.canvas_iou.unwrap_or(file.canvas_iou),
+            canvas_side: self.canvas_side.unwrap_or(file.canvas_side),
+            top_images: self.top_images.unwrap_or(file.top_images),
+            caption_max_new_tokens: self.caption_max_new_tokens.unwrap_or(file.caption_max_new_tokens),
+            caption_min_length: self.caption_min_length.unwrap_or(file.caption_min_length),
+            simplify: self.simplify.unwrap_or(file.simplify),
+            candidates: self.candidates.unwrap_or(file.candidates),
+            temperature: self.temperature.unwrap_or(file.temperature),
+            answer_max_new_tokens: self.answer_max_new_tokens.unwrap_or(file.answer_max_new_tokens),
+            images_per_concept: self.images_per_concept.unwrap_or(file.images_per_concept),
+            num_inference_steps: self.num_inference_steps.unwrap_or(file.num_inference_steps),
+            guidance_scale: self.guidance_scale.unwrap_or(file.guidance_scale),
+            scoring: self.scoring.unwrap_or(file.scoring),
+            beta: self.beta.unwrap_or(file.beta),
+            generated_top: self.generated_top.unwrap_or(file.generated_top),
+            generated_subset: self.generated_subset.unwrap_or(file.generated_subset),
+            overall_top: self.overall_top.unwrap_or(file.overall_top),
+            labels: self.labels.unwrap_or(file.labels),
+            label_similarity: self.label_similarity.unwrap_or(file.label_similarity),
         };
-        let token_summary = |s: TokenSummary| match s {
-            TokenSummary::Class => proto::TokenSummary::Class,
-            TokenSummary::PatchMean => proto::TokenSummary::PatchMean,
-        };
-        let scoring = |s: Scoring| match s {
-            Scoring::Mean => proto::Scoring::Mean,
-            Scoring::TopkSquared => proto::Scoring::TopkSquared,
-            Scoring::ImageProducts => proto::Scoring::ImageProducts,
-            Scoring::TopkSquaredImageProducts => proto::Scoring::TopkSquaredImageProducts,
-        };
-        let generated_subset = |s: GeneratedSubset| match s {
-            GeneratedSubset::ConceptTop => proto::GeneratedSubset::ConceptTop,
-            GeneratedSubset::OverallTop => proto::GeneratedSubset::OverallTop,
-        };
-        Ok(proto::Parameters {
-            seed: self.seed.or(file.seed),
-            summary: self.summary.or(file.summary).map(summary).unwrap_or_default().into(),
-            token_summary: self.token_summary.or(file.token_summary).map(token_summary).unwrap_or_default().into(),
-            probe_images: self.probe_images.or(file.probe_images),
-            crops_per_image: self.crops_per_image.or(file.crops_per_image),
-            crop_iou: self.crop_iou.or(file.crop_iou),
-            canvas_iou: self.canvas_iou.or(file.canvas_iou),
-            canvas_side: self.canvas_side.or(file.canvas_side),
-            top_images: self.top_images.or(file.top_images),
-            caption_max_new_tokens: self.caption_max_new_tokens.or(file.caption_max_new_tokens),
-            caption_min_length: self.caption_min_length.or(file.caption_min_length),
-            simplify: self.simplify.or(file.simplify),
-            candidates: self.candidates.or(file.candidates),
-            temperature: self.temperature.or(file.temperature),
-            answer_max_new_tokens: self.answer_max_new_tokens.or(file.answer_max_new_tokens),
-            images_per_concept: self.images_per_concept.or(file.images_per_concept),
-            num_inference_steps: self.num_inference_steps.or(file.num_inference_steps),
-            guidance_scale: self.guidance_scale.or(file.guidance_scale),
-            scoring: self.scoring.or(file.scoring).map(scoring).unwrap_or_default().into(),
-            beta: self.beta.or(file.beta),
-            generated_top: self.generated_top.or(file.generated_top),
-            generated_subset: self.generated_subset.or(file.generated_subset).map(generated_subset).unwrap_or_default().into(),
-            overall_top: self.overall_top.or(file.overall_top),
-            labels: self.labels.or(file.labels),
-            label_similarity: self.label_similarity.or(file.label_similarity),
-        })
+        Ok(check(parameters, "")?)
     }
 }
 
@@ -218,7 +196,6 @@ pub(crate) fn units(text: &str) -> Result<Vec<u32>, String> {
 #[cfg(test)]
 mod tests {
     use clap::{Args as _, Command, FromArgMatches as _};
-    use dnd_method::parameters::Parameters;
 
     use super::*;
 
@@ -238,8 +215,6 @@ mod tests {
     #[test]
     fn every_constant_of_the_method_is_a_flag_and_a_key_with_the_same_name() {
         let all = serde_json::to_value(Parameters::default()).unwrap();
-        let file = toml::to_string(&Parameters::default()).unwrap();
-        toml::from_str::<Settings>(&file).unwrap();
         for (name, value) in all.as_object().unwrap() {
             let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             settings(&[&format!("--{}", name.replace('_', "-")), &value]).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -252,7 +227,7 @@ mod tests {
         let path = folder.path().join("dnd.toml");
         fs::write(&path, "seed = 3\nbeta = 4\nscoring = \"mean\"\n").unwrap();
         let parameters = settings(&["--config", path.to_str().unwrap(), "--seed", "9"]).unwrap().parameters().unwrap();
-        assert_eq!((parameters.seed, parameters.beta, parameters.scoring()), (Some(9), Some(4), proto::Scoring::Mean));
+        assert_eq!(parameters, Parameters { seed: 9, beta: 4, scoring: Scoring::Mean, ..Parameters::default() });
         fs::write(&path, "sede = 3\n").unwrap();
         let problem = settings(&["--config", path.to_str().unwrap()]).unwrap().parameters().unwrap_err();
         assert!(problem.to_string().contains("dnd.toml") && problem.to_string().contains("sede"), "{problem}");

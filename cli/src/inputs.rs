@@ -9,6 +9,7 @@ use std::{
 use dnd_mesh::blobs;
 use dnd_onnx::{
     folder,
+    graph::Network,
     pictures::{self, PreprocessorConfig},
 };
 use dnd_proto::v1::{ListedPicture, PictureList, Preprocessing, ProbingSet, ProbingSource, Target, probing_source::Source};
@@ -49,8 +50,13 @@ impl TargetFile {
         if mesh.is_local() {
             return Ok(Target { uri: uri(&self.path), digest: String::new(), preprocessing: self.preprocessing.clone() });
         }
+        // Looked at here, where its name is known.
+        let (network, path) = (self.path.clone(), self.path.clone());
+        let external = tokio::task::spawn_blocking(move || Network::read(&network)?.external_files()).await.map_err(|_| Problem::failure("the look at the network panicked"))??;
+        if !external.is_empty() {
+            return Err(Problem::input(format!("{}: the network has external data, which can't be sent to an endpoint; save it as one file", path.display())));
+        }
         let digest = blobs::digest_of(&self.path).await.map_err(|e| Problem::file(&self.path, &e))?;
-        let path = self.path.clone();
         blobs::upload(mesh.uploads.clone(), vec![digest.clone()], move |_| Some(path.clone())).await?;
         Ok(Target { uri: String::new(), digest, preprocessing: self.preprocessing.clone() })
     }
@@ -67,7 +73,7 @@ impl Images {
         for path in paths {
             let meta = fs::metadata(path).map_err(|e| Problem::file(path, &e))?;
             if meta.is_dir() {
-                if pictures::in_folder(path).map_err(|e| Problem::file(path, &e))?.is_empty() {
+                if pictures::in_folder(path).map_err(|e| Problem::file(path, &e))?.pictures.is_empty() {
                     return Err(Problem::input(format!("{}: no pictures in this folder; pictures end in {}", path.display(), pictures::ENDINGS.join(", "))));
                 }
             } else if path.extension().is_none_or(|ending| ending != "tar") {
@@ -88,20 +94,21 @@ impl Images {
         Ok(ProbingSet { sources })
     }
 
-    /// Every so many pictures of the set, as links in a folder of their own; and how many the set has.
+    /// Copies of every so many pictures of the set, in a folder of their own; and how many the set has.
     pub(crate) fn sample(&self, count: usize) -> Result<(TempDir, usize), Problem> {
         let sample = tempfile::tempdir().map_err(|e| Problem::failure(e.to_string()))?;
         let mut files = Vec::new();
         let unpacked = self.0.iter().map(|path| unpacked(path)).collect::<Result<Vec<_>, _>>()?;
         for (path, unpacked) in self.0.iter().zip(&unpacked) {
             let root = unpacked.as_ref().map_or(path.as_path(), TempDir::path);
-            files.extend(pictures::in_folder(root).map_err(|e| Problem::file(path, &e))?);
+            files.extend(pictures::in_folder(root).map_err(|e| Problem::file(path, &e))?.pictures);
         }
         let step = files.len().div_ceil(count.max(1)).max(1);
         for (i, (name, file)) in files.iter().enumerate().step_by(step) {
             let ending = Path::new(name).extension().map(|e| e.to_string_lossy().into_owned()).unwrap_or_default();
             let to = sample.path().join(format!("{i:08}.{ending}"));
-            fs::copy(file, &to).map_err(|e| Problem::file(file, &e))?;
+            // One that can't be read is skipped in a run, too.
+            let _ = fs::copy(file, &to);
         }
         Ok((sample, files.len()))
     }
@@ -112,9 +119,13 @@ async fn upload(path: &Path, mesh: &Mesh) -> Result<String, Problem> {
     let root = unpacked.as_ref().map_or(path, TempDir::path);
     let mut list = PictureList::default();
     let mut files: HashMap<String, PathBuf> = HashMap::new();
-    for (path, file) in pictures::in_folder(root).map_err(|e| Problem::file(root, &e))? {
-        // A picture that can't be read here would be skipped there, too: it is listed by the digest of nothing.
-        let digest = blobs::digest_of(&file).await.map_err(|e| Problem::file(&file, &e))?;
+    let nothing = tempfile::NamedTempFile::new().map_err(|e| Problem::failure(e.to_string()))?;
+    for (path, file) in pictures::in_folder(root).map_err(|e| Problem::file(root, &e))?.pictures {
+        // A picture that can't be read here is sent as an empty one: it is skipped there, as any that can't be read.
+        let (digest, file) = match blobs::digest_of(&file).await {
+            Ok(digest) => (digest, file),
+            Err(_) => (blobs::digest(b""), nothing.path().to_owned()),
+        };
         files.insert(digest.clone(), file);
         list.pictures.push(ListedPicture { path, digest });
     }

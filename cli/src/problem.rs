@@ -34,13 +34,13 @@ impl Problem {
         Self { message: message.into(), kind: Kind::Failure }
     }
 
-    /// A file that can't be read or written.
+    /// A file that can't be read or written: the person's mistake if it is not there or may not be touched, a failure otherwise.
     pub(crate) fn file(path: &Path, error: &io::Error) -> Self {
-        let why = match error.kind() {
-            io::ErrorKind::NotFound => "no such file or folder".to_owned(),
-            _ => error.to_string(),
-        };
-        Self::input(format!("{}: {why}", path.display()))
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::input(format!("{}: no such file or folder", path.display())),
+            io::ErrorKind::PermissionDenied | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory => Self::input(format!("{}: {error}", path.display())),
+            _ => Self::failure(format!("{}: {error}", path.display())),
+        }
     }
 
     pub(crate) fn exit_code(&self) -> ExitCode {

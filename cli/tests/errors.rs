@@ -101,7 +101,7 @@ fn bad_pictures_among_good_ones_are_skipped_and_said_and_few_pictures_are_all_us
 
     // The results are there to stay.
     let before = fs::read_to_string(folder.path().join("out/results.jsonl")).unwrap();
-    refused(&dissect(folder.path(), &planted(), "colour", "pictures", &["--units", "1"]), 2, &["out", "--fresh"]);
+    refused(&dissect(folder.path(), &planted(), "colour", "pictures", &["--units", "1"]), 2, &["out", "is there already", "--fresh"]);
     assert_eq!(fs::read_to_string(folder.path().join("out/results.jsonl")).unwrap(), before);
 }
 

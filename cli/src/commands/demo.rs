@@ -7,7 +7,8 @@ use std::{
     process::ExitCode,
 };
 
-use dnd_proto::v1::{LayerUnits, Parameters, UnitResult};
+use dnd_method::parameters::Parameters;
+use dnd_proto::v1::{LayerUnits, UnitResult};
 
 use self::marks::{Marks, PlantedUnit};
 use super::dissect::{Ran, dissect, outcome, request};
@@ -52,12 +53,12 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
 
     println!("Labelling the neurons of two small networks: {} units whose concepts are known, and 20 of a trained one.", marks.units.len());
     println!("Pictures are drawn in {STEPS} steps; the method's default is 50.");
-    let parameters = Parameters { num_inference_steps: Some(STEPS), ..Default::default() };
+    let parameters = Parameters { num_inference_steps: STEPS, ..Parameters::default() };
     let mesh = Mesh::load(suite, &mesh_args).await?;
 
     let folder = Folder::new(&args.out.join("planted"), true)?;
     let layers = marks.layers().map(|layer| LayerUnits { layer: layer.to_owned(), units: Vec::new() }).collect();
-    let asked = request(planted.give(&mesh).await?, layers, images.give(&mesh).await?, parameters);
+    let asked = request(planted.give(&mesh).await?, layers, images.give(&mesh).await?, &parameters);
     let Ran { folder: planted, mesh, interrupted } = dissect(mesh, asked, folder).await?;
     if interrupted {
         return Ok(ExitCode::from(INTERRUPTED));
@@ -65,7 +66,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
 
     let folder = Folder::new(&args.out.join("resnet"), true)?;
     let layers = TRAINED.map(|(layer, units)| LayerUnits { layer: layer.to_owned(), units: (0..units).collect() }).to_vec();
-    let asked = request(trained.give(&mesh).await?, layers, images.give(&mesh).await?, parameters);
+    let asked = request(trained.give(&mesh).await?, layers, images.give(&mesh).await?, &parameters);
     let Ran { folder: resnet, interrupted, .. } = dissect(mesh, asked, folder).await?;
     if interrupted {
         return Ok(ExitCode::from(INTERRUPTED));

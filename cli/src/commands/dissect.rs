@@ -2,7 +2,9 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use dnd_proto::v1::{DissectRequest, JobDone, LayerUnits, OnDisconnect, Parameters, ProbingSet, StageTime, Target, UnitResult, dissect_response::Event};
+use dnd_mesh::parameters::to_message;
+use dnd_method::parameters::Parameters;
+use dnd_proto::v1::{DissectRequest, JobDone, LayerUnits, OnDisconnect, ProbingSet, Stage, StageTime, Target, UnitResult, dissect_response::Event};
 use tonic::Streaming;
 
 use crate::{
@@ -11,7 +13,7 @@ use crate::{
     mesh::Mesh,
     out::{self, Folder},
     problem::{INTERRUPTED, Problem},
-    watch::{self, Watch},
+    watch::Watch,
 };
 
 /// Labels units of a network's layers, and leaves the labels with all their evidence in a folder.
@@ -61,24 +63,24 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
     let units = args.units.unwrap_or_default().0;
     let layers: Vec<LayerUnits> = args.layer.iter().map(|layer| LayerUnits { layer: layer.trim().to_owned(), units: units.clone() }).collect();
     if args.dry_run {
-        return dry_run(&args.mesh, &target, layers, &images, parameters).await;
+        return dry_run(&args.mesh, &target, layers, &images, &parameters).await;
     }
     let folder = Folder::new(&args.out, args.fresh)?;
     let mesh = Mesh::open(&args.mesh).await?;
-    let request = request(target.give(&mesh).await?, layers, images.give(&mesh).await?, parameters);
+    let request = request(target.give(&mesh).await?, layers, images.give(&mesh).await?, &parameters);
     let Ran { folder, interrupted, .. } = dissect(mesh, request, folder).await?;
     summarise(&folder, interrupted)
 }
 
 /// A request for a job that ends with its caller: what it makes lives as long as the mesh's process, and nobody would come back for it.
-pub(crate) fn request(target: Target, layers: Vec<LayerUnits>, set: ProbingSet, parameters: Parameters) -> DissectRequest {
+pub(crate) fn request(target: Target, layers: Vec<LayerUnits>, set: ProbingSet, parameters: &Parameters) -> DissectRequest {
     DissectRequest {
         request_id: String::new(),
         on_disconnect: OnDisconnect::Cancel.into(),
         target: Some(target),
         layers,
         probing_set: Some(set),
-        parameters: Some(parameters),
+        parameters: Some(to_message(parameters)),
     }
 }
 
@@ -101,15 +103,15 @@ pub(crate) async fn dissect(mut mesh: Mesh, request: DissectRequest, mut folder:
     watch.end();
     match ended {
         Some(Ok(done)) => {
-            folder.finish(&done, done.cancelled)?;
+            folder.finish(Some(&done))?;
             Ok(Ran { folder, mesh, interrupted: done.cancelled })
         }
         Some(Err(problem)) => {
-            folder.finish(&JobDone::default(), true)?;
+            folder.finish(None)?;
             Err(problem)
         }
         None => {
-            folder.finish(&JobDone::default(), true)?;
+            folder.finish(None)?;
             Ok(Ran { folder, mesh, interrupted: true })
         }
     }
@@ -177,53 +179,43 @@ fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).collect()
 }
 
-/// Labels one unit on a few of the pictures and reckons from that.
-async fn dry_run(mesh: &MeshArgs, target: &TargetFile, mut layers: Vec<LayerUnits>, images: &Images, parameters: Parameters) -> Result<ExitCode, Problem> {
+/// Labels a unit of each layer on a few of the pictures and reckons from that.
+async fn dry_run(args: &MeshArgs, target: &TargetFile, layers: Vec<LayerUnits>, images: &Images, parameters: &Parameters) -> Result<ExitCode, Problem> {
     let trial = tempfile::tempdir().map_err(|e| Problem::failure(e.to_string()))?;
     let (sample, pictures) = images.sample(TRIAL_PICTURES)?;
     let sampled = Images::open(&[sample.path().to_owned()])?;
-    let mesh = Mesh::open(mesh).await?;
+    let mut mesh = Mesh::open(args).await?;
     let given = target.give(&mesh).await?;
     let set = sampled.give(&mesh).await?;
-    let mut folder = Folder::new(trial.path(), true)?;
-    // All layers, so that the trial probes as the run will; of the units one is labelled.
-    let all = mesh_units(&mesh, &given, &layers, &set).await?;
+    let all = units_of_job(&mesh, request(given.clone(), layers, set.clone(), parameters)).await?;
     let count: usize = all.iter().map(|layer| layer.units.len()).sum();
-    layers.truncate(1);
-    if let (Some(layer), Some(first)) = (layers.first_mut(), all.first()) {
-        layer.units = first.units.iter().copied().take(1).collect();
-    }
-    let mut running = mesh;
-    let events = running.dissect.dissect(request(given, layers, set, parameters)).await?.into_inner();
+    let firsts = all.iter().map(|layer| LayerUnits { layer: layer.layer.clone(), units: layer.units.iter().take(1).copied().collect() }).collect();
+    let mut folder = Folder::new(trial.path(), true)?;
+    let events = mesh.dissect.dissect(request(given, firsts, set, parameters)).await?.into_inner();
     let mut watch = Watch::new();
-    let done = follow(events, &mut running, &mut folder, &mut watch).await;
+    let done = follow(events, &mut mesh, &mut folder, &mut watch).await;
     watch.end();
     let done = done?;
     println!("{} layers, {count} units, {pictures} pictures", all.len());
     for layer in &all {
         println!("  {}: {} units", layer.layer, layer.units.len());
     }
-    if let Some(unit) = folder.units().first() {
-        println!("trial on {} pictures: {} unit {}: {}", done.pictures, unit.layer, unit.unit, outcome(unit));
+    for unit in folder.units() {
+        println!("trial on {} pictures: {} unit {}: {}", done.pictures, unit.layer, unit.unit, outcome(unit).trim_end());
     }
-    let space = folder_size(trial.path());
-    let seconds =
-        |probe: bool| done.times.iter().filter(|time: &&StageTime| (watch::name(time.stage()) == "probe") == probe).map(|time| time.seconds).sum::<f64>();
-    let probing = seconds(true) * pictures as f64 / (done.pictures.max(1)) as f64;
-    let (units_time, space) = (seconds(false) * count as f64, space * count as u64);
-    println!(
-        "time    about {} for the probing pass, at most {} for the units (less where they share pictures and concepts)",
-        duration(probing),
-        duration(units_time)
-    );
-    println!("space   at most {:.1} MB in --out", space as f64 / 1e6);
+    let tried = folder.units().iter().filter(|unit| out::state(unit) != "dead").count().max(1) as f64;
+    let seconds = |of: &dyn Fn(&StageTime) -> bool| done.times.iter().filter(|time| of(time)).map(|time| time.seconds).sum::<f64>();
+    let probing = seconds(&|time| time.stage() == Stage::Probe) * pictures as f64 / done.pictures.max(1) as f64;
+    let labelling = seconds(&|time| time.stage() != Stage::Probe) * count as f64 / tried;
+    let space = folder_size(trial.path()) as f64 * count as f64 / tried;
+    println!("time    about {} for the probing pass, at most {} for the units (less where they share pictures and concepts)", duration(probing), duration(labelling));
+    println!("space   at most {:.1} MB in --out", space / 1e6);
     Ok(ExitCode::SUCCESS)
 }
 
-/// The units that a request asks for, all of them spelt out: a job says so when it is accepted, and this one ends there.
-async fn mesh_units(mesh: &Mesh, target: &Target, layers: &[LayerUnits], set: &ProbingSet) -> Result<Vec<LayerUnits>, Problem> {
-    let mut client = mesh.dissect.clone();
-    let mut events = client.dissect(request(target.clone(), layers.to_vec(), set.clone(), Parameters::default())).await?.into_inner();
+/// The units of a job, all of them spelt out: it says so when it is accepted, and is ended there.
+async fn units_of_job(mesh: &Mesh, request: DissectRequest) -> Result<Vec<LayerUnits>, Problem> {
+    let mut events = mesh.dissect.clone().dissect(request).await?.into_inner();
     while let Some(response) = events.message().await? {
         if let Some(Event::Accepted(accepted)) = response.event {
             return Ok(accepted.layers);

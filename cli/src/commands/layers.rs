@@ -25,7 +25,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
     let file = TargetFile::open(&TargetArgs { target: args.target, preprocessing: None })?;
-    let mesh = MeshArgs { engine: EngineArgs { sessions: Some(1), ..EngineArgs::default() }, ..MeshArgs::default() };
+    let mesh = MeshArgs { engine: EngineArgs::one_session(), ..MeshArgs::default() };
     let (mut activation, _local) = activation_alone(&mesh)?;
     let target = Target { uri: format!("file:{}", file.path.display()), digest: String::new(), preprocessing: file.preprocessing };
     let described = activation.describe_target(DescribeTargetRequest { target: Some(target), asked: Vec::new() }).await?.into_inner();

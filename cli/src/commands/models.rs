@@ -42,7 +42,7 @@ fn check(dir: &std::path::Path) -> Result<ExitCode, Problem> {
     if !suite.notice.is_empty() {
         println!("notice: {}", suite.notice);
     }
-    let args = EngineArgs { sessions: Some(1), ..EngineArgs::default() };
+    let args = EngineArgs::one_session();
     let mut wrong = 0;
     for name in MODELS {
         let folder = suite.model(name);

@@ -8,7 +8,7 @@ use std::{
     process::ExitCode,
 };
 
-use dnd_mesh::blobs;
+use dnd_mesh::{blobs, parameters::to_message};
 use dnd_proto::v1::{SelectConceptRequest, StoredImages, UnitResult, UnitState, select_concept_request::Images as From, select_concept_response::Event};
 
 use crate::{
@@ -67,7 +67,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
         unit: args.unit,
         concepts: args.concept,
         images: Some(from),
-        parameters: Some(parameters),
+        parameters: Some(to_message(&parameters)),
     };
     let mut events = mesh.dissect.select_concept(request).await?.into_inner();
     let mut watch = Watch::new();

@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
-use dnd_mesh::{args::ServeArgs, server};
+use dnd_mesh::{
+    args::ServeArgs,
+    server::{self, ServeError},
+};
 
 use crate::{
     args::MeshArgs,
@@ -43,6 +46,9 @@ pub(crate) async fn run(args: Args, log: &str) -> Result<ExitCode, Problem> {
     let serve = ServeArgs { listen: args.listen, grace: args.grace, log: log.to_owned(), port_file: args.port_file };
     let (engines, blobs) = (local.engines.clone(), local.blobs.clone());
     let load = move || engines.load(&suite, &mesh, blobs);
-    server::serve(&serve, local.services.clone(), load).await.map_err(|e| Problem::failure(e.to_string()))?;
+    server::serve(&serve, local.services.clone(), load).await.map_err(|error| match error {
+        ServeError::Load(problem) => Problem::input(problem),
+        error => Problem::failure(error.to_string()),
+    })?;
     Ok(ExitCode::SUCCESS)
 }

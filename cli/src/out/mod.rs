@@ -10,6 +10,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use dnd_mesh::blobs;
 use dnd_proto::v1::{
     GetPicturesRequest, JobAccepted, JobDone, Provenance, SkippedPicture, UnitResult, UnitState, get_pictures_response::Result as Got,
     picture_service_client::PictureServiceClient,
@@ -20,6 +21,11 @@ use tonic::transport::Channel;
 use crate::{problem::Problem, watch};
 
 const RESULTS: &str = "results.jsonl";
+const TABLE: &str = "results.csv";
+const REPORT: &str = "report.html";
+const SKIPPED: &str = "skipped.csv";
+const RUN: &str = "run.json";
+const PICTURES_FOLDER: &str = "pictures";
 /// Digests of one call for pictures.
 const PICTURES: usize = 256;
 
@@ -32,6 +38,7 @@ pub(crate) struct Folder {
     skipped: Vec<SkippedPicture>,
     pictures: HashSet<String>,
     accepted: Option<JobAccepted>,
+    warnings: Vec<String>,
     started: SystemTime,
 }
 
@@ -47,9 +54,12 @@ struct Run<'r> {
     provenance: Option<&'r Provenance>,
     notices: Vec<&'r str>,
     units: BTreeMap<&'static str, usize>,
-    pictures: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pictures: Option<u64>,
     skipped_pictures: usize,
     warnings: &'r [String],
+    /// Only where the job came to its end.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     stages: BTreeMap<&'static str, StageRun>,
 }
 
@@ -65,8 +75,10 @@ impl Folder {
     /// A folder for a run's results; nothing is written before its job is accepted. One that holds results already is left alone, unless they
     /// are to be replaced.
     pub(crate) fn new(root: &Path, replace: bool) -> Result<Self, Problem> {
-        if root.join(RESULTS).exists() && !replace {
-            return Err(Problem::input(format!("{}: there are results in this folder; name another with --out, or replace them with --fresh", root.display())));
+        let there = [RESULTS, TABLE, REPORT, SKIPPED, RUN, PICTURES_FOLDER].into_iter().find(|name| root.join(name).exists());
+        if let (Some(name), false) = (there, replace) {
+            let message = "is there already; name another folder with --out, or replace what a run leaves in it with --fresh";
+            return Err(Problem::input(format!("{}: {message}", root.join(name).display())));
         }
         Ok(Self {
             root: root.to_owned(),
@@ -89,7 +101,7 @@ impl Folder {
 
     /// The job is there: begins its results.
     pub(crate) fn accepted(&mut self, accepted: JobAccepted) -> Result<(), Problem> {
-        let pictures = self.root.join("pictures");
+        let pictures = self.root.join(PICTURES_FOLDER);
         fs::create_dir_all(&pictures).map_err(|e| Problem::file(&pictures, &e))?;
         let path = self.root.join(RESULTS);
         self.lines = Some(File::create(&path).map_err(|e| Problem::file(&path, &e))?);
@@ -112,9 +124,14 @@ impl Folder {
         for some in missing.chunks(PICTURES) {
             let mut pictures = service.get_pictures(GetPicturesRequest { digests: some.to_vec() }).await?.into_inner();
             while let Some(got) = pictures.message().await? {
-                if let Some(Got::Picture(bytes)) = got.result {
-                    write_whole(&self.root.join("pictures").join(&got.digest), |file| file.write_all(&bytes))?;
-                    self.pictures.insert(got.digest);
+                match got.result {
+                    // Only what was asked for, and is what its name says, is written.
+                    Some(Got::Picture(bytes)) if some.contains(&got.digest) && blobs::digest(&bytes) == got.digest => {
+                        write_whole(&self.root.join(PICTURES_FOLDER).join(&got.digest), |file| file.write_all(&bytes))?;
+                        self.pictures.insert(got.digest);
+                    }
+                    Some(Got::Status(status)) => self.warnings.push(format!("a picture of {} unit {} is missing: {}", unit.layer, unit.unit, status.message)),
+                    _ => self.warnings.push(format!("a picture of {} unit {} came otherwise than it was asked for, and was left out", unit.layer, unit.unit)),
                 }
             }
         }
@@ -128,8 +145,8 @@ impl Folder {
     }
 
     /// Writes everything that is written at the end: whole for a job that is done, and for what there is of one that was interrupted. Nothing if
-    /// there never was a job.
-    pub(crate) fn finish(&mut self, done: &JobDone, interrupted: bool) -> Result<(), Problem> {
+    /// there never was a job. `done` is what the mesh said at its end, if it came to that.
+    pub(crate) fn finish(&mut self, done: Option<&JobDone>) -> Result<(), Problem> {
         if self.accepted.is_none() {
             return Ok(());
         }
@@ -141,7 +158,7 @@ impl Folder {
             Ok(())
         })?;
         self.write_table()?;
-        write_whole(&self.root.join("skipped.csv"), |file| {
+        write_whole(&self.root.join(SKIPPED), |file| {
             let mut table = csv::Writer::from_writer(file);
             table.write_record(["path", "reason"])?;
             for skipped in &self.skipped {
@@ -151,9 +168,10 @@ impl Folder {
         })?;
         let provenance = self.accepted.as_ref().and_then(|accepted| accepted.provenance.as_ref());
         let notices = notices(provenance);
+        let warnings: Vec<String> = done.iter().flat_map(|done| &done.warnings).chain(&self.warnings).cloned().collect();
         let run = Run {
             version: env!("CARGO_PKG_VERSION"),
-            interrupted,
+            interrupted: done.is_none_or(|done| done.cancelled),
             started_unix_seconds: self.started.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             seconds: self.started.elapsed().map_or(0.0, |since| since.as_secs_f64()),
             provenance,
@@ -161,18 +179,18 @@ impl Folder {
             units: [("labelled", UnitState::Labelled), ("dead", UnitState::Dead), ("failed", UnitState::Failed)]
                 .map(|(name, state)| (name, self.units.iter().filter(|unit| unit.state() == state).count()))
                 .into(),
-            pictures: done.pictures,
+            pictures: done.map(|done| done.pictures),
             skipped_pictures: self.skipped.len(),
-            warnings: &done.warnings,
+            warnings: &warnings,
             stages: done
-                .times
                 .iter()
+                .flat_map(|done| &done.times)
                 .map(|time| (watch::name(time.stage()), StageRun { seconds: time.seconds, calls: time.calls, reused: time.reused }))
                 .collect(),
         };
-        write_whole(&self.root.join("run.json"), |file| Ok(serde_json::to_writer_pretty(file, &run)?))?;
-        let report = report::render(&self.units, &self.root.join("pictures"), &notices, provenance, &done.warnings, self.skipped.len())?;
-        write_whole(&self.root.join("report.html"), |file| file.write_all(report.as_bytes()))
+        write_whole(&self.root.join(RUN), |file| Ok(serde_json::to_writer_pretty(file, &run)?))?;
+        let report = report::render(&self.units, &self.root.join(PICTURES_FOLDER), &notices, provenance, &warnings, self.skipped.len())?;
+        write_whole(&self.root.join(REPORT), |file| file.write_all(report.as_bytes()))
     }
 
     /// In the order that was asked for, whatever order they were finished in.
@@ -184,7 +202,7 @@ impl Folder {
     }
 
     fn write_table(&self) -> Result<(), Problem> {
-        write_whole(&self.root.join("results.csv"), |file| {
+        write_whole(&self.root.join(TABLE), |file| {
             let mut table = csv::Writer::from_writer(file);
             table.write_record(["layer", "unit", "label", "score", "second", "third", "state", "reason"])?;
             for unit in &self.units {
@@ -245,7 +263,8 @@ fn cell(text: &str) -> String {
 
 /// Writes a file beside its place and moves it there: it is whole, or as it was.
 fn write_whole(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> Result<(), Problem> {
-    let part = path.with_extension("part");
+    let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+    let part = path.with_file_name(format!(".{name}.part"));
     let written = File::create(&part).and_then(|file| {
         let mut file = BufWriter::new(file);
         write(&mut file)?;
@@ -271,7 +290,7 @@ mod tests {
         fs::write(root.path().join(RESULTS), "precious").unwrap();
         assert!(Folder::new(root.path(), false).is_err());
         let mut replacing = Folder::new(root.path(), true).unwrap();
-        replacing.finish(&JobDone::default(), true).unwrap();
+        replacing.finish(None).unwrap();
         assert_eq!(fs::read_to_string(root.path().join(RESULTS)).unwrap(), "precious", "not before there is something to replace them with");
         replacing.accepted(JobAccepted::default()).unwrap();
         assert_eq!(fs::read_to_string(root.path().join(RESULTS)).unwrap(), "");

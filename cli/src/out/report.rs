@@ -139,7 +139,7 @@ fn models(provenance: Option<&Provenance>) -> Vec<(&'static str, String)> {
 fn show<'r>(unit: &'r UnitResult, album: &mut Album<'_>) -> Unit<'r> {
     let probed = unit.probed.iter().filter_map(|picture| {
         let (key, size) = album.picture(&picture.digest)?;
-        let crops = unit.crops.iter().filter(|crop| crop.path == picture.path).filter_map(|crop| Some(place(crop.r#box.as_ref()?, size))).collect();
+        let crops = unit.crops.iter().filter(|crop| crop.parent_digest == picture.digest).filter_map(|crop| Some(place(crop.r#box.as_ref()?, size))).collect();
         let map = album.map(&picture.map_digest).zip(picture.seen.as_ref().map(|seen| place(seen, size)));
         Some(Probed { picture: key, size: fit(size), map, crops, title: format!("{}: {}", picture.path, picture.activation) })
     });

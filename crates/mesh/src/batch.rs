@@ -6,7 +6,10 @@
 use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::JoinHandle,
 };
 
@@ -26,8 +29,23 @@ pub trait Worker: Send + 'static {
     /// The key of an item.
     fn key(item: &Self::Item) -> Self::Key;
 
-    /// Runs a batch of items of equal keys: as many results as items, in their order.
-    fn run(&mut self, batch: Vec<Self::Item>) -> Vec<Result<Self::Output, Fault>>;
+    /// Runs a batch of items of equal keys: as many results as items, in their order. Long loops look at `stop` at each step.
+    fn run(&mut self, batch: Vec<Self::Item>, stop: &Stop) -> Vec<Result<Self::Output, Fault>>;
+}
+
+/// Whether the results are still wanted: not when the service is shutting down.
+#[derive(Debug, Clone, Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// The fault to end with, if the results are wanted no more.
+    pub fn check(&self) -> Result<(), Fault> {
+        if self.0.load(Ordering::Relaxed) { Err(shutting_down()) } else { Ok(()) }
+    }
+}
+
+fn shutting_down() -> Fault {
+    Fault::new(tonic::Code::Unavailable, "SHUTTING_DOWN", "the service is shutting down")
 }
 
 /// How much waits, and how much is run together.
@@ -66,6 +84,7 @@ impl<W: Worker> Shared<W> {
 pub struct Batcher<W: Worker> {
     shared: Arc<Shared<W>>,
     room: Arc<Semaphore>,
+    stop: Stop,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -73,29 +92,30 @@ impl<W: Worker> Batcher<W> {
     /// Starts a thread for each worker; `name` is what a debugger shows.
     pub fn start(name: &str, workers: Vec<W>, limits: Limits) -> std::io::Result<Self> {
         let shared = Arc::new(Shared { state: Mutex::new(State { waiting: VecDeque::new(), closed: false }), changed: Condvar::new() });
+        let stop = Stop::default();
         let threads = workers
             .into_iter()
             .map(|worker| {
-                let shared = Arc::clone(&shared);
-                std::thread::Builder::new().name(name.to_owned()).spawn(move || own(worker, &shared, limits.batch.max(1)))
+                let (shared, stop) = (Arc::clone(&shared), stop.clone());
+                std::thread::Builder::new().name(name.to_owned()).spawn(move || own(worker, &shared, limits.batch.max(1), &stop))
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { shared, room: Arc::new(Semaphore::new(limits.queue.max(1))), threads })
+        Ok(Self { shared, room: Arc::new(Semaphore::new(limits.queue.max(1))), stop, threads })
     }
 
     /// Queues an item, once there is room, and waits for what becomes of it. Dropping the future takes the item back unless it is running.
     pub async fn submit(&self, item: W::Item) -> Result<W::Output, Fault> {
-        let gone = || Fault::new(tonic::Code::Unavailable, "SHUTTING_DOWN", "the service is shutting down");
-        let room = Arc::clone(&self.room).acquire_owned().await.map_err(|_| gone())?;
+        let room = Arc::clone(&self.room).acquire_owned().await.map_err(|_| shutting_down())?;
         let (answer, answered) = oneshot::channel();
         self.shared.lock().waiting.push_back(Waiting { item, answer, _room: room });
         self.shared.changed.notify_one();
-        answered.await.map_err(|_| gone())?
+        answered.await.map_err(|_| shutting_down())?
     }
 }
 
 impl<W: Worker> Drop for Batcher<W> {
     fn drop(&mut self) {
+        self.stop.0.store(true, Ordering::Relaxed);
         self.shared.lock().closed = true;
         self.shared.changed.notify_all();
         for thread in self.threads.drain(..) {
@@ -130,7 +150,7 @@ fn take<W: Worker>(shared: &Shared<W>, limit: usize) -> Vec<Waiting<W>> {
     }
 }
 
-fn own<W: Worker>(mut worker: W, shared: &Shared<W>, limit: usize) {
+fn own<W: Worker>(mut worker: W, shared: &Shared<W>, limit: usize, stop: &Stop) {
     loop {
         let batch = take(shared, limit);
         if batch.is_empty() {
@@ -142,7 +162,7 @@ fn own<W: Worker>(mut worker: W, shared: &Shared<W>, limit: usize) {
         }
         let (items, answers): (Vec<_>, Vec<_>) = batch.into_iter().map(|w| (w.item, w.answer)).unzip();
         let count = items.len();
-        let results = catch_unwind(AssertUnwindSafe(|| worker.run(items)))
+        let results = catch_unwind(AssertUnwindSafe(|| worker.run(items, stop)))
             .unwrap_or_else(|_| vec_of(count, || Err(Fault::internal("the model's thread panicked on this batch; the service's log has the details"))));
         let mut results = results.into_iter();
         for answer in answers {
@@ -192,7 +212,7 @@ mod tests {
             item.is_multiple_of(2)
         }
 
-        fn run(&mut self, batch: Vec<u32>) -> Vec<Result<u32, Fault>> {
+        fn run(&mut self, batch: Vec<u32>, _: &Stop) -> Vec<Result<u32, Fault>> {
             self.batches.send(batch.clone()).unwrap();
             self.gate.recv().unwrap();
             if batch.contains(&13) {

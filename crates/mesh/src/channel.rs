@@ -15,6 +15,8 @@ use crate::Fault;
 /// Bytes that a connection in memory holds before its writer waits.
 const DUPLEX_BYTES: usize = 256 << 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Streams share a connection's window: one that its caller does not read for a while must not hold up the others, so only streams' own windows count.
+pub(crate) const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 
 /// Connects to `url`, such as `http://localhost:50051`; an address without a scheme is taken as `http://`.
 pub async fn connect(url: &str) -> Result<Channel, Fault> {
@@ -34,7 +36,7 @@ fn endpoint(url: &str) -> Result<Endpoint, Fault> {
     if endpoint.uri().host().is_none_or(str::is_empty) {
         return Err(invalid("no host".to_owned()));
     }
-    Ok(endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).http2_keep_alive_interval(Duration::from_secs(30)))
+    Ok(endpoint.initial_connection_window_size(CONNECTION_WINDOW).connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).http2_keep_alive_interval(Duration::from_secs(30)))
 }
 
 fn innermost(error: &dyn std::error::Error) -> String {
@@ -62,7 +64,7 @@ impl Dialer {
     /// A channel to the server at the accepting end. It connects with its first call.
     pub fn channel(&self) -> Channel {
         let dialer = self.0.clone();
-        Endpoint::from_static("http://in-memory").connect_with_connector_lazy(service_fn(move |_| {
+        Endpoint::from_static("http://in-memory").initial_connection_window_size(CONNECTION_WINDOW).connect_with_connector_lazy(service_fn(move |_| {
             let dialer = dialer.clone();
             async move {
                 let (here, there) = tokio::io::duplex(DUPLEX_BYTES);

@@ -10,6 +10,7 @@ pub mod blobs;
 pub mod channel;
 pub mod fault;
 pub mod items;
+pub mod parameters;
 pub mod server;
 mod slot;
 pub mod telemetry;

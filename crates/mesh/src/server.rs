@@ -8,6 +8,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
     signal::unix::{SignalKind, signal},
+    sync::oneshot,
     task::JoinSet,
 };
 use tokio_stream::wrappers::TcpListenerStream;
@@ -21,7 +22,11 @@ use tonic::{
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::{Service, ServiceBuilder};
-use tower_http::{catch_panic::CatchPanicLayer, trace::TraceLayer};
+use tower_http::{
+    catch_panic::CatchPanicLayer,
+    classify::{GrpcCode, GrpcErrorsAsFailures, SharedClassifier},
+    trace::TraceLayer,
+};
 use tracing::{error, info, warn};
 
 use crate::{Fault, args::ServeArgs, channel};
@@ -73,7 +78,7 @@ impl Services {
 }
 
 /// Runs a service's whole life: listens at once, loads its model, says SERVING, and on SIGTERM or Ctrl-C says NOT_SERVING, lets running
-/// calls end and returns, after the grace period at the latest. `load` runs on a thread for blocking work.
+/// calls end and returns, after the grace period at the latest. `load` runs on a thread of its own.
 pub async fn serve<E>(args: &ServeArgs, services: Services, load: impl FnOnce() -> Result<(), E> + Send + 'static) -> Result<(), ServeError>
 where
     E: std::fmt::Display + Send + 'static,
@@ -103,7 +108,11 @@ where
         stopping.cancelled().await;
         tokio::time::sleep(args.grace()).await;
     };
-    let loading = tokio::task::spawn_blocking(load);
+    // On a thread of its own, not one that the runtime waits for: a load that takes long must not hold up the end.
+    let (loaded, loading) = oneshot::channel();
+    std::thread::Builder::new().name("load".to_owned()).spawn(move || {
+        let _ = loaded.send(load());
+    })?;
     let broken = async {
         let problem = match loading.await {
             Ok(Ok(())) if stopping.is_cancelled() => return std::future::pending().await,
@@ -134,7 +143,7 @@ where
 {
     let stack = ServiceBuilder::new()
         // Outermost, so that a call's span holds everything that happens in it, refusals and panics included.
-        .layer(TraceLayer::new_for_grpc())
+        .layer(TraceLayer::new(callers_faults_are_no_failures()))
         // Outside of all that can panic; the connection and its other calls go on.
         .layer(CatchPanicLayer::custom(panicked));
     let reflection = |builder: tonic_reflection::server::Builder<'static>| {
@@ -147,6 +156,7 @@ where
     Server::builder()
         .layer(stack)
         .tcp_nodelay(true)
+        .initial_connection_window_size(channel::CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .add_routes(services.routes)
         .serve_with_incoming_shutdown(incoming, shutdown)
@@ -186,6 +196,12 @@ async fn mark(health: &HealthReporter, names: &[&'static str], status: ServingSt
     }
 }
 
+/// What a caller asked wrongly is told to the caller, and is no line in this service's log of failures.
+fn callers_faults_are_no_failures() -> SharedClassifier<GrpcErrorsAsFailures> {
+    let codes = [GrpcCode::InvalidArgument, GrpcCode::NotFound, GrpcCode::FailedPrecondition, GrpcCode::OutOfRange, GrpcCode::AlreadyExists, GrpcCode::Cancelled];
+    SharedClassifier::new(codes.into_iter().fold(GrpcErrorsAsFailures::new(), GrpcErrorsAsFailures::with_success))
+}
+
 fn panicked(_: Box<dyn Any + Send>) -> Response<Body> {
     error!("a call panicked");
     Status::from(Fault::internal("the service panicked on this call; its log has the details")).into_http()
@@ -194,10 +210,13 @@ fn panicked(_: Box<dyn Any + Send>) -> Response<Body> {
 #[cfg(test)]
 mod tests {
     use dnd_proto::v1::{
-        CheckUploadsRequest, CheckUploadsResponse, UploadRequest, UploadResponse,
+        CheckUploadsRequest, CheckUploadsResponse, GetPicturesRequest, GetPicturesResponse, UploadRequest, UploadResponse, get_pictures_response,
+        picture_service_client::PictureServiceClient,
+        picture_service_server::{PictureService, PictureServiceServer},
         upload_service_client::UploadServiceClient,
         upload_service_server::{UploadService, UploadServiceServer},
     };
+    use futures::StreamExt as _;
     use tonic::{Code, Streaming};
 
     use super::*;
@@ -214,6 +233,34 @@ mod tests {
         async fn upload(&self, _: tonic::Request<Streaming<UploadRequest>>) -> Result<tonic::Response<UploadResponse>, Status> {
             Err(Status::unimplemented("not here"))
         }
+    }
+
+    /// Streams answers without end; each is large.
+    struct Endless;
+
+    #[tonic::async_trait]
+    impl PictureService for Endless {
+        type GetPicturesStream = crate::items::Responses<GetPicturesResponse>;
+
+        async fn get_pictures(&self, request: tonic::Request<GetPicturesRequest>) -> Result<tonic::Response<Self::GetPicturesStream>, Status> {
+            let picture = || GetPicturesResponse { digest: String::new(), result: Some(get_pictures_response::Result::Picture(vec![0; 1 << 20].into())) };
+            let count = if request.into_inner().digests.is_empty() { usize::MAX } else { 1 };
+            Ok(tonic::Response::new(Box::pin(futures::stream::repeat_with(move || Ok(picture())).take(count))))
+        }
+    }
+
+    #[tokio::test]
+    async fn streams_that_nobody_reads_do_not_hold_up_the_others_of_their_connection() {
+        let server = InProcess::start(Services::default().with(PictureServiceServer::new(Endless)));
+        let mut client = PictureServiceClient::new(server.channel());
+        let mut unread = Vec::new();
+        for _ in 0..12 {
+            unread.push(client.get_pictures(GetPicturesRequest::default()).await.unwrap().into_inner());
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let mut read = client.get_pictures(GetPicturesRequest { digests: vec!["one".into()] }).await.unwrap().into_inner();
+        let picture = tokio::time::timeout(Duration::from_secs(20), read.message()).await.expect("it comes, though twelve others wait");
+        assert!(picture.unwrap().is_some());
     }
 
     #[tokio::test]

@@ -60,6 +60,9 @@ pub enum Error {
     /// The model failed on its input.
     #[error("the model failed: {0}")]
     Run(String),
+    /// It was not run to its end.
+    #[error(transparent)]
+    Stopped(#[from] Fault),
 }
 
 fn nearest_text(nearest: &[String]) -> String {
@@ -83,12 +86,16 @@ impl Error {
             Self::UnitOutOfRange { .. } => (Code::InvalidArgument, "UNIT_OUT_OF_RANGE"),
             Self::Picture(_) => (Code::InvalidArgument, "UNUSABLE_PICTURE"),
             Self::Run(_) => (Code::Internal, "MODEL_FAILED"),
+            Self::Stopped(_) => (Code::Unavailable, "SHUTTING_DOWN"),
         }
     }
 }
 
 impl From<Error> for Fault {
     fn from(error: Error) -> Self {
+        if let Error::Stopped(fault) = error {
+            return fault;
+        }
         let (code, reason) = error.code_and_reason();
         Fault::new(code, reason, error.to_string())
     }

@@ -1,9 +1,9 @@
 //! Graph surgery: any intermediate value of a network's file as an output, and nothing computed that is not needed for it.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use dnd_method::parameters::Summary;
@@ -184,19 +184,17 @@ impl Network {
         Ok(model.encode_to_vec())
     }
 
-    /// Files of external data that the network's tensors name, relative to [`Self::folder`].
-    pub fn external_files(&self) -> Result<Vec<String>, Error> {
-        let mut files: Vec<String> = self
-            .graph()?
-            .initializer
-            .iter()
-            .flat_map(|tensor| &tensor.external_data)
+    /// Files of external data that the network's tensors name, relative to [`Self::folder`], which they may not lead out of.
+    pub fn external_files(&self) -> Result<BTreeSet<PathBuf>, Error> {
+        let entries = self.graph()?.initializer.iter().flat_map(|tensor| &tensor.external_data);
+        entries
             .filter(|entry| entry.key() == "location")
-            .map(|entry| entry.value().to_owned())
-            .collect();
-        files.sort();
-        files.dedup();
-        Ok(files)
+            .map(|entry| {
+                let file = PathBuf::from(entry.value());
+                let inside = file.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+                if inside { Ok(file) } else { Err(Error::Graph(format!("external data in {:?}, which is not inside of the network's folder", entry.value()))) }
+            })
+            .collect()
     }
 }
 
@@ -407,6 +405,20 @@ mod tests {
         assert_eq!(outputs, [&reduced(&value), &value]);
         let last = graph.node.last().unwrap();
         assert_eq!((last.op_type(), last.input.len()), ("ReduceMean", 2), "axes are an input from opset 18 on");
+    }
+
+    #[test]
+    fn external_data_stays_inside_of_the_folder() {
+        let with = |location: &str| {
+            let mut network = network();
+            let entry = StringStringEntryProto { key: Some("location".to_owned()), value: Some(location.to_owned()) };
+            network.model.graph.as_mut().unwrap().initializer[0].external_data.push(entry);
+            network.external_files()
+        };
+        assert_eq!(with("net.onnx.data").unwrap(), BTreeSet::from([PathBuf::from("net.onnx.data")]));
+        for outside in ["/etc/passwd", "../weights", "a/../../b"] {
+            assert!(with(outside).is_err(), "{outside}");
+        }
     }
 
     #[test]

@@ -2,13 +2,14 @@
 
 use std::{
     io::{self, Cursor},
+    panic::catch_unwind,
     path::{Path, PathBuf},
 };
 
 use dnd_mesh::MAX_PICTURE_BYTES;
 use dnd_proto::v1::{Preprocessing, Resampling, ResizeMode};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, images::Image as Pixels};
-use image::{DynamicImage, ImageDecoder as _, ImageReader, RgbImage};
+use image::{DynamicImage, ImageDecoder as _, ImageFormat, ImageReader, RgbImage};
 use serde::Deserialize;
 use walkdir::WalkDir;
 
@@ -39,28 +40,42 @@ pub fn is_picture(path: &Path) -> bool {
     !hidden && ending.is_some_and(|ending| ENDINGS.contains(&ending.as_str()))
 }
 
-/// The pictures in a folder and its subfolders, links followed: each one's name, relative to the folder with `/` between parts, and its
-/// file, in the order of the names' bytes. What of the folder can't be listed is left out.
-pub fn in_folder(root: &Path) -> io::Result<Vec<(String, PathBuf)>> {
-    let mut pictures = Vec::new();
-    for entry in WalkDir::new(root).follow_links(true) {
-        let entry = match entry {
-            Ok(entry) => entry,
-            Err(error) if error.depth() > 0 => continue,
-            Err(error) => return Err(error.into()),
-        };
-        if entry.file_type().is_file() && is_picture(entry.path()) {
-            let relative = entry.path().strip_prefix(root).unwrap_or(entry.path());
-            let name = relative.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/");
-            pictures.push((name, entry.into_path()));
-        }
-    }
-    pictures.sort_by(|a, b| a.0.as_bytes().cmp(b.0.as_bytes()));
-    Ok(pictures)
+/// What a folder holds.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Each picture's name, relative to the folder with `/` between parts, and its file, in the order of the names' bytes.
+    pub pictures: Vec<(String, PathBuf)>,
+    /// What could not be listed, and why.
+    pub unreadable: Vec<(String, String)>,
 }
 
-/// Decodes a picture (of an animation the first frame) upright, by its EXIF orientation, and as RGB; transparency is dropped.
+/// The pictures in a folder and its subfolders, links followed.
+pub fn in_folder(root: &Path) -> io::Result<Listing> {
+    let mut listing = Listing::default();
+    let name = |path: &Path| path.strip_prefix(root).unwrap_or(path).iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/");
+    for entry in WalkDir::new(root).follow_links(true) {
+        match entry {
+            Ok(entry) if entry.file_type().is_file() && is_picture(entry.path()) => listing.pictures.push((name(entry.path()), entry.into_path())),
+            Ok(_) => {}
+            Err(error) if error.depth() > 0 => {
+                let path = error.path().map(name).unwrap_or_default();
+                let reason = if error.loop_ancestor().is_some() { "a link that leads in a circle".to_owned() } else { error.io_error().map(ToString::to_string).unwrap_or_default() };
+                listing.unreadable.push((path, reason));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    listing.pictures.sort_by(|a, b| a.0.as_bytes().cmp(b.0.as_bytes()));
+    Ok(listing)
+}
+
+/// Decodes a picture (of an animation the first frame) upright, by its EXIF orientation, and as RGB; transparency is dropped. One that ends too early is
+/// refused. A panic of a decoder is the picture's fault.
 pub fn decode(bytes: &[u8], limits: PictureLimits) -> Result<RgbImage, Error> {
+    catch_unwind(|| decode_whole(bytes, limits)).unwrap_or_else(|_| Err(Error::Picture("not a picture that can be read: its decoder broke on it".to_owned())))
+}
+
+fn decode_whole(bytes: &[u8], limits: PictureLimits) -> Result<RgbImage, Error> {
     if bytes.is_empty() {
         return Err(Error::Picture("the file is empty".to_owned()));
     }
@@ -71,6 +86,10 @@ pub fn decode(bytes: &[u8], limits: PictureLimits) -> Result<RgbImage, Error> {
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| Error::Picture(e.to_string()))?;
     if reader.format().is_none() {
         return Err(Error::Picture("not a picture: the contents are in no known format (PNG, JPEG, WebP, GIF, BMP, TIFF, PNM)".to_owned()));
+    }
+    // The decoder fills what is missing of a JPEG with grey, and says nothing.
+    if reader.format() == Some(ImageFormat::Jpeg) && !ends(bytes) {
+        return Err(Error::Picture("not a picture that can be read: the JPEG ends too early".to_owned()));
     }
     let mut decoder = reader.into_decoder().map_err(unreadable)?;
     let (width, height) = decoder.dimensions();
@@ -87,10 +106,19 @@ pub fn decode(bytes: &[u8], limits: PictureLimits) -> Result<RgbImage, Error> {
     Ok(picture.into_rgb8())
 }
 
+/// Whether a JPEG has an end marker after its last scan begins. Within a scan the marker can't stand by chance.
+fn ends(jpeg: &[u8]) -> bool {
+    let last = |marker: [u8; 2]| jpeg.windows(2).rposition(|pair| pair == marker);
+    match (last([0xFF, 0xDA]), last([0xFF, 0xD9])) {
+        (Some(scan), Some(end)) => end > scan,
+        _ => false,
+    }
+}
+
 /// Encodes a picture as PNG.
 pub fn encode_png(picture: &RgbImage) -> Result<Vec<u8>, Error> {
     let mut png = Vec::new();
-    picture.write_to(&mut Cursor::new(&mut png), image::ImageFormat::Png).map_err(|e| Error::Picture(format!("can't be written as PNG: {e}")))?;
+    picture.write_to(&mut Cursor::new(&mut png), ImageFormat::Png).map_err(|e| Error::Picture(format!("can't be written as PNG: {e}")))?;
     Ok(png)
 }
 
@@ -106,6 +134,9 @@ pub struct Seen {
     /// Height.
     pub height: f64,
 }
+
+/// Pixels of a resized picture at most.
+const MOST_RESIZED: u64 = 1 << 26;
 
 /// The pre-processing of a network, checked.
 #[derive(Debug, Clone, PartialEq)]
@@ -184,13 +215,8 @@ impl Preprocessor {
     }
 
     /// Values of one input: 3 x height x width.
-    pub fn len(&self) -> usize {
+    pub fn values(&self) -> usize {
         3 * self.height as usize * self.width as usize
-    }
-
-    /// Always false: an input has values.
-    pub fn is_empty(&self) -> bool {
-        false
     }
 
     /// The sides that a picture is resized to, before its centre is cropped.
@@ -216,6 +242,11 @@ impl Preprocessor {
     /// Appends a picture's input to `tensor`: channels, rows, columns.
     pub fn append(&self, picture: &RgbImage, tensor: &mut Vec<f32>) -> Result<(), Error> {
         let (width, height) = self.resized(picture.dimensions());
+        // A picture that is much longer than it is wide, brought to the network's size by its shorter side.
+        if u64::from(width) * u64::from(height) > MOST_RESIZED {
+            let (from_width, from_height) = picture.dimensions();
+            return Err(Error::Picture(format!("{from_width} x {from_height} is too thin: it would be resized to {width} x {height} before its centre is cropped")));
+        }
         let resized = resize(picture, width, height, self.filter, self.nearest)?;
         let (left, top) = ((width - self.width) / 2, (height - self.height) / 2);
         for channel in 0..3 {
@@ -315,5 +346,89 @@ impl PreprocessorConfig {
         };
         let scaled = |values: Vec<f32>| values.into_iter().map(|v| if (scale - 1.0).abs() < 1e-6 { v } else { v / scale }).collect();
         Ok(Preprocessing { resize_mode: resize_mode.into(), height, width, shortest_edge, resampling: resampling.into(), mean: scaled(mean), std: scaled(std) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use image::codecs::jpeg::JpegEncoder;
+
+    use super::*;
+
+    fn jpeg(width: u32, height: u32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let picture = RgbImage::from_fn(width, height, |x, y| image::Rgb([(x * 7) as u8, (y * 5) as u8, (x * y) as u8]));
+        JpegEncoder::new(&mut bytes).encode_image(&picture).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn a_jpeg_that_ends_too_early_is_refused_and_one_with_something_after_its_end_is_not() {
+        let whole = jpeg(64, 48);
+        assert_eq!(decode(&whole, PictureLimits::default()).unwrap().dimensions(), (64, 48));
+        for part in [whole.len() / 2, whole.len() - 2] {
+            let error = decode(&whole[..part], PictureLimits::default()).unwrap_err().to_string();
+            assert!(error.contains("ends too early"), "{error}");
+        }
+        let trailed = [&whole[..], b"made by a camera"].concat();
+        assert!(decode(&trailed, PictureLimits::default()).is_ok());
+    }
+
+    #[test]
+    fn a_picture_is_turned_upright() {
+        // An EXIF segment that says: turned by 90 degrees.
+        let exif = b"\xFF\xE1\x00\x22Exif\0\0MM\0\x2A\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+        let plain = jpeg(64, 48);
+        let turned = [&plain[..2], exif, &plain[2..]].concat();
+        let (plain, turned) = (decode(&plain, PictureLimits::default()).unwrap(), decode(&turned, PictureLimits::default()).unwrap());
+        assert_eq!(turned.dimensions(), (48, 64));
+        assert_eq!(turned.get_pixel(47, 0), plain.get_pixel(0, 0));
+    }
+
+    #[test]
+    fn pixels_are_counted_before_they_are_decoded() {
+        let error = decode(&jpeg(64, 48), PictureLimits { pixels: 3000, ..PictureLimits::default() }).unwrap_err().to_string();
+        assert!(error.contains("3072 pixels") && error.contains("3000"), "{error}");
+    }
+
+    fn shortest_edge(edge: u32, side: u32) -> Preprocessor {
+        let said = Preprocessing { shortest_edge: edge, ..default_preprocessing(side, side) };
+        Preprocessor::new(&said).unwrap()
+    }
+
+    #[test]
+    fn the_network_sees_the_centre_and_says_what_of_the_picture_that_is() {
+        let seen = shortest_edge(256, 224).seen((512, 256));
+        assert_eq!(seen, Seen { left: 144.0, top: 16.0, width: 224.0, height: 224.0 });
+        let squashed = Preprocessor::new(&Preprocessing { resize_mode: ResizeMode::Squash.into(), ..default_preprocessing(224, 224) }).unwrap();
+        assert_eq!(squashed.seen((500, 300)), Seen { left: 0.0, top: 0.0, width: 500.0, height: 300.0 });
+    }
+
+    #[test]
+    fn a_thin_picture_is_refused_and_takes_no_memory() {
+        let error = shortest_edge(256, 224).append(&RgbImage::new(1, 5000), &mut Vec::new()).unwrap_err().to_string();
+        assert!(error.contains("1 x 5000") && error.contains("too thin"), "{error}");
+    }
+
+    #[test]
+    fn values_are_scaled_and_normalised_channel_by_channel() {
+        let said = Preprocessing { resize_mode: ResizeMode::Squash.into(), mean: vec![0.0, 0.5, 1.0], std: vec![1.0, 0.5, 2.0], ..default_preprocessing(1, 2) };
+        let mut tensor = Vec::new();
+        let picture = RgbImage::from_raw(2, 1, vec![255, 255, 255, 0, 0, 0]).unwrap();
+        Preprocessor::new(&said).unwrap().append(&picture, &mut tensor).unwrap();
+        assert_eq!(tensor, [1.0, 0.0, 1.0, -1.0, 0.0, -0.5]);
+    }
+
+    #[test]
+    fn a_pre_processing_that_cannot_be_done_is_refused_by_its_field() {
+        for (said, field) in [
+            (Preprocessing { height: 0, ..default_preprocessing(224, 224) }, "height"),
+            (Preprocessing { shortest_edge: 100, ..default_preprocessing(224, 224) }, "shortest_edge"),
+            (Preprocessing { mean: vec![0.5], ..default_preprocessing(224, 224) }, "mean"),
+            (Preprocessing { std: vec![1.0, 0.0, 1.0], ..default_preprocessing(224, 224) }, "std"),
+        ] {
+            let error = Preprocessor::new(&said).unwrap_err().to_string();
+            assert!(error.contains(field), "{error}");
+        }
     }
 }

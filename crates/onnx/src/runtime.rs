@@ -2,6 +2,7 @@
 
 use std::{
     env, fmt,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::OnceLock,
 };
@@ -56,34 +57,61 @@ pub struct EngineArgs {
     pub provider: Provider,
     /// Processor threads for the model; by default what the container or the machine has
     #[arg(long, env = "DND_THREADS")]
-    pub threads: Option<usize>,
-    /// Sessions of the model, each with its share of the threads; by default one a thread on the processor, one in all on a GPU
+    pub threads: Option<NonZeroUsize>,
+    /// Sessions of the model, each with its own copy of it and its share of the threads; by default one a thread for a small model on the processor, else one
     #[arg(long, env = "DND_SESSIONS")]
-    pub sessions: Option<usize>,
+    pub sessions: Option<NonZeroUsize>,
     /// Items that the model runs together at most
-    #[arg(long, env = "DND_BATCH", default_value_t = 8)]
-    pub batch: usize,
+    #[arg(long, env = "DND_BATCH", default_value_t = DEFAULT_BATCH)]
+    pub batch: NonZeroUsize,
 }
+
+const DEFAULT_BATCH: NonZeroUsize = match NonZeroUsize::new(8) {
+    Some(batch) => batch,
+    None => NonZeroUsize::MIN,
+};
+/// Bytes of a model that is copied for each thread at most.
+const SMALL_MODEL: u64 = 256 << 20;
 
 impl Default for EngineArgs {
     fn default() -> Self {
-        Self { provider: Provider::Cpu, threads: None, sessions: None, batch: 8 }
+        Self { provider: Provider::Cpu, threads: None, sessions: None, batch: DEFAULT_BATCH }
     }
 }
 
 impl EngineArgs {
-    /// The processor threads in all; available_parallelism heeds the cgroup's quota.
-    fn thread_budget(&self) -> usize {
-        self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1)
+    /// Arguments for one session, as for a look at a model.
+    pub fn one_session() -> Self {
+        Self { sessions: Some(NonZeroUsize::MIN), ..Self::default() }
     }
 
-    /// How many sessions of each model are made.
+    /// Arguments for so many sessions of one thread each, and so many items together (both at least 1).
+    pub fn sized(batch: usize, sessions: usize) -> Self {
+        let at_least_one = |n| NonZeroUsize::new(n).unwrap_or(NonZeroUsize::MIN);
+        Self { threads: Some(at_least_one(sessions)), sessions: Some(at_least_one(sessions)), batch: at_least_one(batch), ..Self::default() }
+    }
+
+    /// The processor threads in all; available_parallelism heeds the cgroup's quota.
+    pub fn thread_budget(&self) -> usize {
+        self.threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, usize::from)
+    }
+
+    /// These arguments with the number of sessions spelt out, for a model of so many bytes.
+    #[must_use]
+    pub fn for_model(&self, bytes: u64) -> Self {
+        let each = self.provider == Provider::Cpu && bytes <= SMALL_MODEL;
+        let default = if each { NonZeroUsize::new(self.thread_budget()) } else { None };
+        Self { sessions: self.sessions.or(default).or(Some(NonZeroUsize::MIN)), ..self.clone() }
+    }
+
+    /// Sessions of the model.
     pub fn session_count(&self) -> usize {
-        let default = match self.provider {
-            Provider::Cpu => self.thread_budget(),
-            Provider::Cuda | Provider::Tensorrt => 1,
-        };
-        self.sessions.unwrap_or(default).max(1)
+        self.sessions.map_or(1, usize::from)
+    }
+
+    /// Items that are run together at most.
+    pub fn batch(&self) -> usize {
+        self.batch.into()
     }
 
     fn threads_per_session(&self) -> usize {
@@ -148,7 +176,7 @@ fn find_library() -> Result<PathBuf, String> {
     let beside = env::current_exe().ok().and_then(|exe| exe.parent().map(|folder| folder.join(LIBRARY)));
     match beside {
         Some(path) if path.is_file() => Ok(path),
-        _ => Err(format!("{LIBRARY} is not beside the program; put it there, or say where it is with {VARIABLE} (`make setup` fetches it)")),
+        _ => Err(format!("{LIBRARY} is not beside the program; put it there, or say where it is with {VARIABLE} (`make setup` puts it at third_party/onnxruntime/lib in the project)")),
     }
 }
 

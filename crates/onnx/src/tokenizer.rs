@@ -51,20 +51,26 @@ pub struct FixedLength {
 #[derive(Deserialize)]
 struct Config {
     model_max_length: Option<f64>,
-    eos_token: Token,
-    pad_token: Option<Token>,
+    eos_token: SpecialToken,
+    pad_token: Option<SpecialToken>,
 }
 
-/// A special token, as text or with how it is to be treated.
-#[derive(Deserialize)]
+/// A special token in `tokenizer_config.json`: its text, or its text and how it is to be treated.
+#[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
-enum Token {
+pub enum SpecialToken {
+    /// The text alone.
     Text(String),
-    Added { content: String },
+    /// The text among other things.
+    Added {
+        /// The text.
+        content: String,
+    },
 }
 
-impl Token {
-    fn text(&self) -> &str {
+impl SpecialToken {
+    /// Its text.
+    pub fn text(&self) -> &str {
         match self {
             Self::Text(text) | Self::Added { content: text } => text,
         }
@@ -78,7 +84,7 @@ impl FixedLength {
         let tokenizer = Tokenizer::read(&folder.file("tokenizer", &[&format!("{prefix}tokenizer.json")])?)?;
         let path = folder.file("tokenizer configuration", &[&format!("{prefix}tokenizer_config.json")])?;
         let config: Config = read_json(&path)?;
-        let id = |token: &Token| tokenizer.id(token.text()).ok_or_else(|| Error::file(&path, format!("{:?} is not in the vocabulary", token.text())));
+        let id = |token: &SpecialToken| tokenizer.id(token.text()).ok_or_else(|| Error::file(&path, format!("{:?} is not in the vocabulary", token.text())));
         let end = id(&config.eos_token)?;
         let padding = config.pad_token.as_ref().map_or(Ok(end), id)?;
         // Tokenizers without a limit say 1e30.

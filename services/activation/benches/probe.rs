@@ -30,7 +30,7 @@ fn main() {
     let config: PreprocessorConfig = read_json(&network.with_file_name("preprocessor_config.json")).unwrap();
     let preprocessing = config.preprocessing().unwrap();
     let preprocessor = Preprocessor::new(&preprocessing).unwrap();
-    let args = EngineArgs { threads: Some(1), sessions: Some(1), batch: BATCH, ..EngineArgs::default() };
+    let args = EngineArgs::sized(BATCH, 1);
 
     let pictures = pictures(PICTURES, 2);
     let folder = tempfile::tempdir().unwrap();
@@ -49,7 +49,7 @@ fn main() {
     let mut bare = || {
         let since = Instant::now();
         for tensor in &tensors {
-            let count = tensor.len() / preprocessor.len();
+            let count = tensor.len() / preprocessor.values();
             session.run(vec![(input.as_str(), Tensor::from_array(([count, 3, height, width], tensor.clone())).unwrap())]).unwrap();
         }
         since.elapsed().as_secs_f64()

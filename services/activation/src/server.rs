@@ -5,8 +5,7 @@ mod probe;
 
 use std::sync::Arc;
 
-use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, Slot, blobs, items, server::Services};
-use dnd_method::parameters::{Summary, TokenSummary};
+use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, Slot, blobs, items, parameters, server::Services};
 use dnd_proto::v1::{
     self as proto, ActivateRequest, ActivateResponse, ActivationServiceGetModelRequest, ActivationServiceGetModelResponse, CropRequest, CropResponse,
     DescribeTargetRequest, DescribeTargetResponse, LayerUnits, PictureActivations, ProbeRequest, ProbeResponse, ReadPicturesRequest, ReadPicturesResponse,
@@ -69,9 +68,7 @@ impl ActivationService for Server {
     async fn read_pictures(&self, request: Request<ReadPicturesRequest>) -> Result<Response<Self::ReadPicturesStream>, Status> {
         let activation = self.0.get()?;
         let ReadPicturesRequest { probing_set, pictures } = request.into_inner();
-        if pictures.len() > MOST_PICTURES {
-            return Err(Fault::field("pictures", format!("{} pictures; at most {MOST_PICTURES} can be read in a call", pictures.len())).into());
-        }
+        check_count(pictures.len())?;
         let set = activation.set(probing_set).await?;
         let limit = activation.picture_limits().bytes;
         let answers = futures::stream::iter((0..).zip(pictures)).map(move |(place, picture)| {
@@ -119,22 +116,17 @@ impl ActivationService for Server {
     }
 }
 
+fn check_count(pictures: usize) -> Result<(), Fault> {
+    if (1..=MOST_PICTURES).contains(&pictures) { Ok(()) } else { Err(Fault::field("pictures", format!("{pictures} pictures; 1 to {MOST_PICTURES} go in one call"))) }
+}
+
 /// The asked-for units' activations out of those of all.
 fn pick(layers: &[Vec<f32>], units: &[Vec<u32>]) -> Vec<f32> {
     layers.iter().zip(units).flat_map(|(layer, units)| units.iter().map(|unit| layer.get(*unit as usize).copied().unwrap_or(f32::NAN))).collect()
 }
 
 fn reading(summary: proto::Summary, token_summary: proto::TokenSummary) -> Reading {
-    Reading {
-        summary: match summary {
-            proto::Summary::Unspecified | proto::Summary::Mean => Summary::Mean,
-            proto::Summary::Max => Summary::Max,
-        },
-        token_summary: match token_summary {
-            proto::TokenSummary::Unspecified | proto::TokenSummary::Class => TokenSummary::Class,
-            proto::TokenSummary::PatchMean => TokenSummary::PatchMean,
-        },
-    }
+    Reading { summary: parameters::summary_from(summary), token_summary: parameters::token_summary_from(token_summary) }
 }
 
 /// The loaded target for the asked-for layers, and the units of each.
@@ -155,7 +147,7 @@ async fn prepare(
 async fn read(set: Arc<ProbingSet>, said: proto::TopPicture, limit: usize) -> Result<bytes::Bytes, Fault> {
     blocking(move || {
         let gone = |why: &str| Fault::new(Code::NotFound, "PICTURE_GONE", format!("{}: {why}", said.path));
-        let picture = set.get(said.index).filter(|picture| picture.path == said.path).ok_or_else(|| gone("the probing set has no such picture any more"))?;
+        let picture = set.find(said.index, &said.path).ok_or_else(|| gone("the probing set has no such picture any more"))?;
         let bytes = picture.read(limit).map_err(|e| gone(&e.to_string()))?;
         let digest = blobs::digest(&bytes);
         if digest != said.digest {

@@ -34,7 +34,7 @@ struct Service {
 
 fn start(batch: usize, sessions: usize, map_memory: usize) -> Service {
     let blobs = Arc::new(Blobs::temporary().unwrap());
-    let engine = EngineArgs { batch, sessions: Some(sessions), ..EngineArgs::default() };
+    let engine = EngineArgs::sized(batch, sessions);
     let activation = Activation::new(engine, ActivationArgs { map_memory, ..ActivationArgs::default() }, Arc::clone(&blobs));
     let server = InProcess::start(blobs::add_to(add_to(Services::default(), Slot::filled(activation)), Arc::clone(&blobs)));
     Service { client: ActivationServiceClient::new(server.channel()), blobs, _server: server }

@@ -5,7 +5,7 @@ use std::path::Path;
 use bytes::Bytes;
 use dnd_mesh::{
     Fault,
-    batch::{self, Batcher, Limits, Worker},
+    batch::{self, Batcher, Limits, Stop, Worker},
 };
 use dnd_onnx::{
     Error,
@@ -66,6 +66,7 @@ impl Captioner {
         let decoder = folder.file("text decoder", &["onnx/text_decoder_model.onnx", "text_decoder_model.onnx"])?;
         let tokenizer = Tokenizer::read(&folder.file("tokenizer", &["tokenizer.json"])?)?;
         let pre = Preprocessor::new(&pre)?;
+        let args = &args.for_model(folder.bytes()?);
         let mut runners = (0..args.session_count())
             .map(|_| {
                 Ok(Runner {
@@ -85,10 +86,10 @@ impl Captioner {
         let model = folder.model(
             &config.model_type,
             args,
-            ModelLimits { picture_bytes: limits.bytes as u64, picture_pixels: limits.pixels, text_tokens: 0, batch: args.batch as u32 },
+            ModelLimits { picture_bytes: limits.bytes as u64, picture_pixels: limits.pixels, text_tokens: 0, batch: args.batch() as u32 },
         )?;
-        let concurrency = 2 * args.batch * runners.len();
-        let batcher = Batcher::start("captioner", runners, Limits { queue: 2 * concurrency, batch: args.batch }).map_err(|e| Error::Run(e.to_string()))?;
+        let concurrency = 2 * args.batch() * runners.len();
+        let batcher = Batcher::start("captioner", runners, Limits { queue: 2 * concurrency, batch: args.batch() }).map_err(|e| Error::Run(e.to_string()))?;
         Ok(Self { model, batcher, concurrency })
     }
 
@@ -126,9 +127,9 @@ impl Worker for Runner {
         (item.max_new_tokens, item.min_length)
     }
 
-    fn run(&mut self, pictures: Vec<Picture>) -> Vec<Result<Caption, Fault>> {
+    fn run(&mut self, pictures: Vec<Picture>, stop: &Stop) -> Vec<Result<Caption, Fault>> {
         let (max_new_tokens, min_length) = pictures.first().map(Self::key).unwrap_or_default();
-        let mut tensor = Vec::with_capacity(pictures.len() * self.pre.len());
+        let mut tensor = Vec::with_capacity(pictures.len() * self.pre.values());
         let read: Vec<Result<(), Fault>> = pictures
             .iter()
             .map(|picture| {
@@ -137,18 +138,18 @@ impl Worker for Runner {
             })
             .collect();
         let count = read.iter().filter(|r| r.is_ok()).count();
-        let captions = self.generate(tensor, count, max_new_tokens as usize, min_length as usize);
+        let captions = self.generate(tensor, count, max_new_tokens as usize, min_length as usize, stop);
         batch::spread(read, captions.map_err(Fault::from))
     }
 }
 
 impl Runner {
     fn warm_up(&mut self) -> Result<(), Error> {
-        self.generate(vec![0.0; self.pre.len()], 1, 2, 0).map(|_| ())
+        self.generate(vec![0.0; self.pre.values()], 1, 2, 0, &Stop::default()).map(drop)
     }
 
     /// Captions `count` pictures.
-    fn generate(&mut self, pixels: Vec<f32>, count: usize, max_new_tokens: usize, min_length: usize) -> Result<Vec<Caption>, Error> {
+    fn generate(&mut self, pixels: Vec<f32>, count: usize, max_new_tokens: usize, min_length: usize, stop: &Stop) -> Result<Vec<Caption>, Error> {
         if count == 0 {
             return Ok(Vec::new());
         }
@@ -163,6 +164,7 @@ impl Runner {
         let mut texts: Vec<Vec<u32>> = vec![Vec::new(); count];
         let mut ended = vec![false; count];
         for _ in 0..max_new_tokens {
+            stop.check()?;
             let mut logits = self.decoder.append(&mut sequences, &next, Some(&seen))?;
             for (row, logits) in logits.iter_mut().enumerate() {
                 if sequences.length() < min_length

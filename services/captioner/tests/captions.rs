@@ -15,7 +15,7 @@ use tonic::{Code, transport::Channel};
 use tonic_types::StatusExt as _;
 
 fn start(batch: usize, sessions: usize) -> (InProcess, CaptionServiceClient<Channel>) {
-    let args = EngineArgs { batch, sessions: Some(sessions), ..EngineArgs::default() };
+    let args = EngineArgs::sized(batch, sessions);
     let captioner = Captioner::load(&sketch("captioner"), &args).unwrap();
     let server = InProcess::start(add_to(Services::default(), Slot::filled(captioner)));
     let client = CaptionServiceClient::new(server.channel());

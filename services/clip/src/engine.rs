@@ -5,7 +5,7 @@ use std::path::Path;
 use bytes::Bytes;
 use dnd_mesh::{
     Fault,
-    batch::{self, Batcher, Limits, Worker},
+    batch::{self, Batcher, Limits, Stop, Worker},
 };
 use dnd_onnx::{
     Error,
@@ -53,12 +53,13 @@ impl Clip {
         let vision = folder.file("image encoder", &["onnx/vision_model.onnx", "vision_model.onnx"])?;
         let text = folder.file("text encoder", &["onnx/text_model.onnx", "text_model.onnx"])?;
         let text_tokens = FixedLength::read(&folder, "", config.text_config.max_position_embeddings)?;
+        let args = &args.for_model(folder.bytes()?);
         let mut images = (0..args.session_count()).map(|_| ImageRunner::load(&vision, &pre, args)).collect::<Result<Vec<_>, _>>()?;
         // Texts are few and short: one session is enough for them.
         let length = text_tokens.length();
         let mut texts = vec![TextRunner::load(&text, text_tokens.clone(), args)?];
         for runner in &mut images {
-            runner.embed(vec![0.0; runner.pre.len()], 1)?;
+            runner.embed(vec![0.0; runner.pre.values()], 1)?;
         }
         for runner in &mut texts {
             runner.embed(&[vec![text_tokens.end(); length]])?;
@@ -67,10 +68,10 @@ impl Clip {
         let model = folder.model(
             &config.model_type,
             args,
-            ModelLimits { picture_bytes: limits.bytes as u64, picture_pixels: limits.pixels, text_tokens: length as u32, batch: args.batch as u32 },
+            ModelLimits { picture_bytes: limits.bytes as u64, picture_pixels: limits.pixels, text_tokens: length as u32, batch: args.batch() as u32 },
         )?;
-        let concurrency = 2 * args.batch * images.len();
-        let limits = Limits { queue: 2 * concurrency, batch: args.batch };
+        let concurrency = 2 * args.batch() * images.len();
+        let limits = Limits { queue: 2 * concurrency, batch: args.batch() };
         let started = |e: std::io::Error| Error::Run(e.to_string());
         Ok(Self {
             model,
@@ -153,8 +154,8 @@ impl Worker for ImageRunner {
 
     fn key(_: &Bytes) {}
 
-    fn run(&mut self, items: Vec<Bytes>) -> Vec<Result<Embedding, Fault>> {
-        let mut tensor = Vec::with_capacity(items.len() * self.pre.len());
+    fn run(&mut self, items: Vec<Bytes>, _: &Stop) -> Vec<Result<Embedding, Fault>> {
+        let mut tensor = Vec::with_capacity(items.len() * self.pre.values());
         let read: Vec<Result<(), Fault>> = items
             .iter()
             .map(|bytes| {
@@ -211,7 +212,7 @@ impl Worker for TextRunner {
 
     fn key(_: &String) {}
 
-    fn run(&mut self, items: Vec<String>) -> Vec<Result<Embedding, Fault>> {
+    fn run(&mut self, items: Vec<String>, _: &Stop) -> Vec<Result<Embedding, Fault>> {
         let mut texts = Vec::with_capacity(items.len());
         let mut read = Vec::with_capacity(items.len());
         for text in &items {

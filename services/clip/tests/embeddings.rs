@@ -17,7 +17,7 @@ use futures::stream;
 use tonic::transport::Channel;
 
 fn start(batch: usize, sessions: usize) -> (InProcess, EmbeddingServiceClient<Channel>) {
-    let args = EngineArgs { batch, sessions: Some(sessions), ..EngineArgs::default() };
+    let args = EngineArgs::sized(batch, sessions);
     let server = InProcess::start(add_to(Services::default(), Slot::filled(Clip::load(&sketch("clip"), &args).unwrap())));
     let client = EmbeddingServiceClient::new(server.channel());
     (server, client)

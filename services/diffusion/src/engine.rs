@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use dnd_mesh::{
     Fault,
-    batch::{Batcher, Limits, Worker},
+    batch::{Batcher, Limits, Stop, Worker},
 };
 use dnd_method::{draw, prompts};
 use dnd_onnx::{
@@ -136,11 +136,12 @@ impl Diffusion {
     pub fn load(folder: &Path, args: &EngineArgs) -> Result<Self, Error> {
         let folder = ModelFolder::open(folder)?;
         let parts = Parts::read(&folder)?;
+        let args = &args.for_model(folder.bytes()?);
         let runners = (0..args.session_count()).map(|_| Runner::load(&parts, args)).collect::<Result<Vec<_>, _>>()?;
-        let limits = ModelLimits { picture_bytes: 0, picture_pixels: 0, text_tokens: parts.text.length() as u32, batch: args.batch as u32 };
+        let limits = ModelLimits { picture_bytes: 0, picture_pixels: 0, text_tokens: parts.text.length() as u32, batch: args.batch() as u32 };
         let model = folder.model("stable-diffusion", args, limits)?;
-        let concurrency = 2 * args.batch * runners.len();
-        let batcher = Batcher::start("diffusion", runners, Limits { queue: 2 * concurrency, batch: args.batch }).map_err(|e| Error::Run(e.to_string()))?;
+        let concurrency = 2 * args.batch() * runners.len();
+        let batcher = Batcher::start("diffusion", runners, Limits { queue: 2 * concurrency, batch: args.batch() }).map_err(|e| Error::Run(e.to_string()))?;
         Ok(Self { model, batcher, concurrency })
     }
 
@@ -242,7 +243,7 @@ impl Runner {
             unconditional: Vec::new(),
         };
         runner.unconditional = runner.encode(&[""])?;
-        runner.draw(&[Request { concept: "nothing".to_owned(), index: 0, seed: 0, steps: 1, guidance: 7.5 }])?;
+        runner.draw(&[Request { concept: "nothing".to_owned(), index: 0, seed: 0, steps: 1, guidance: 7.5 }], &Stop::default())?;
         Ok(runner)
     }
 
@@ -255,7 +256,7 @@ impl Runner {
     }
 
     /// Draws pictures that have steps and guidance in common.
-    fn draw(&mut self, requests: &[Request]) -> Result<Vec<Drawing>, Error> {
+    fn draw(&mut self, requests: &[Request], stop: &Stop) -> Result<Vec<Drawing>, Error> {
         let Some(&Request { steps, guidance, .. }) = requests.first() else { return Ok(Vec::new()) };
         let count = requests.len();
         let [channels, height, width] = self.latents;
@@ -272,6 +273,7 @@ impl Runner {
         let mut latents: Vec<f32> = requests.iter().flat_map(|request| draw::noise(request.seed, &request.concept, request.index, size)).collect();
         let mut estimate = Vec::new();
         for step in &self.scheduler.schedule(steps as usize).steps {
+            stop.check()?;
             let sample = if guided { latents.repeat(2) } else { latents.clone() };
             let inputs: Vec<(&str, SessionInputValue<'_>)> = vec![
                 ("sample", Tensor::from_array(([rows, channels, height, width], sample))?.into()),
@@ -327,8 +329,8 @@ impl Worker for Runner {
         (item.steps, item.guidance.to_bits())
     }
 
-    fn run(&mut self, batch: Vec<Request>) -> Vec<Result<Drawing, Fault>> {
-        match self.draw(&batch) {
+    fn run(&mut self, batch: Vec<Request>, stop: &Stop) -> Vec<Result<Drawing, Fault>> {
+        match self.draw(&batch, stop) {
             Ok(drawings) => drawings.into_iter().map(Ok).collect(),
             Err(error) => {
                 let fault = Fault::from(error);

@@ -18,7 +18,7 @@ use tonic::transport::Channel;
 use tonic_types::StatusExt as _;
 
 fn start(batch: usize, sessions: usize) -> (InProcess, DiffusionServiceClient<Channel>) {
-    let args = EngineArgs { batch, sessions: Some(sessions), ..EngineArgs::default() };
+    let args = EngineArgs::sized(batch, sessions);
     let server = InProcess::start(add_to(Services::default(), Slot::filled(Diffusion::load(&sketch("diffusion"), &args).unwrap())));
     let client = DiffusionServiceClient::new(server.channel());
     (server, client)

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dnd_mesh::{blobs::Blobs, fault};
+use dnd_mesh::{blobs::Blobs, fault, parameters};
 use dnd_method::{embedding::Embedding, parameters::Parameters};
 use dnd_proto::v1::{
     self as proto, ActivatePicture, ActivateRequest, ActivateSetup, Answer, CaptionRequest, CropRequest, EmbedImagesRequest, EmbedTextsRequest,
@@ -18,16 +18,23 @@ use tonic::{Code, Response, Status, Streaming};
 use crate::{
     memo::{Found, Memo},
     models::Models,
-    parameters,
     progress::Progress,
     steps::Failure,
 };
 
 /// Items of one stream at most, so that load can move between replicas.
 const ITEMS: usize = 64;
-/// How often a call whose service is away is tried again, and how long after the first time; twice as long after each further one.
-const RETRIES: u32 = 4;
+/// How often a call whose service is away is tried again without anything having come of it, and how long after the first time; twice as long after each
+/// further one, up to a bound. Together about a minute: long enough for a service that was restarted to load its model.
+const RETRIES: u32 = 12;
 const RETRY_AFTER: Duration = Duration::from_millis(250);
+const RETRY_AT_LAST_AFTER: Duration = Duration::from_secs(8);
+/// The reason of items that a service leaves unfinished when it ends.
+const SHUTTING_DOWN: &str = "shutting_down";
+/// Results that are kept for units that need them, too: texts and digests, embeddings, and activations by their number.
+const KEPT: usize = 1_000_000;
+const KEPT_EMBEDDINGS: usize = 50_000;
+const KEPT_ACTIVATIONS: usize = 1 << 26;
 
 /// The calls of one job.
 pub(crate) struct Calls {
@@ -85,6 +92,7 @@ impl Calls {
         probing_set: ProbingSet,
         layers: Vec<LayerUnits>,
     ) -> Self {
+        let units: usize = layers.iter().map(|layer| layer.units.len()).sum();
         Self {
             models,
             blobs,
@@ -93,13 +101,13 @@ impl Calls {
             target,
             probing_set,
             layers,
-            originals: Memo::default(),
-            captions: Memo::default(),
-            simplified: Memo::default(),
-            drawings: Memo::default(),
-            activations: Memo::default(),
-            images: Memo::default(),
-            texts: Memo::default(),
+            originals: Memo::new(KEPT),
+            captions: Memo::new(KEPT),
+            simplified: Memo::new(KEPT),
+            drawings: Memo::new(KEPT),
+            activations: Memo::new(KEPT_ACTIVATIONS / units.max(1)),
+            images: Memo::new(KEPT_EMBEDDINGS),
+            texts: Memo::new(KEPT_EMBEDDINGS),
         }
     }
 
@@ -132,17 +140,19 @@ impl Calls {
                 .map(|picture| TopPicture { map: None, ..picture.clone() })
                 .collect();
             let request = ReadPicturesRequest { probing_set: Some(self.probing_set.clone()), pictures: asked };
-            let read = self.listed(wanted.len(), || {
+            let call = || {
                 let (mut client, request) = (self.models.activation.clone(), request.clone());
                 async move { client.read_pictures(request).await }
-            });
-            let read = read.await;
-            let mut results: Results<String> = wanted.iter().map(|_| Err(Failure::new("internal", "the picture was not read"))).collect();
-            match read {
-                Ok(answers) => {
-                    for answer in answers {
-                        let result = answered!(answer.result, read_pictures_response, Data(data) => self.keep(data).await);
-                        if let Some(place) = results.get_mut(answer.picture as usize) {
+            };
+            let keep = |answer: proto::ReadPicturesResponse| async move {
+                let result = answered!(answer.result, read_pictures_response, Data(data) => self.keep(data).await);
+                Ok((answer.picture as usize, result))
+            };
+            let mut results: Results<String> = wanted.iter().map(|_| Err(Failure::empty())).collect();
+            match self.listed(call, keep).await {
+                Ok(read) => {
+                    for (place, result) in read {
+                        if let Some(place) = results.get_mut(place) {
                             *place = result;
                         }
                     }
@@ -174,20 +184,23 @@ impl Calls {
             canvas_iou: Some(canvas_iou),
             canvas_side: Some(canvas_side),
         };
-        let answers = self.listed(pictures.len(), || {
+        let call = || {
             let (mut client, request) = (self.models.activation.clone(), request.clone());
             async move { client.crop(request).await }
-        });
+        };
+        // Each crop is kept as it comes, and its picture let go.
+        let keep = |answer: proto::CropResponse| async move {
+            let result = answered!(answer.result, crop_response, Crop(crop) => {
+                self.keep(crop.picture.clone()).await?;
+                Ok(proto::AttentionCrop { picture: Bytes::new(), ..crop })
+            });
+            Ok((answer.picture as usize, result))
+        };
         let (mut crops, mut failures) = (Vec::new(), Vec::new());
-        for answer in answers.await? {
-            let picture = answer.picture as usize;
-            match answer.result {
-                Some(crop_response::Result::Crop(crop)) => {
-                    self.keep(crop.picture.clone()).await?;
-                    crops.push(Crop { picture, crop: proto::AttentionCrop { picture: Bytes::new(), ..crop } });
-                }
-                Some(crop_response::Result::Status(status)) => failures.push((picture, Failure::item(&status))),
-                None => failures.push((picture, Failure::empty())),
+        for (picture, result) in self.listed(call, keep).await? {
+            match result {
+                Ok(crop) => crops.push(Crop { picture, crop }),
+                Err(failure) => failures.push((picture, failure)),
             }
         }
         crops.sort_by_key(|crop| (crop.picture, crop.crop.index));
@@ -373,23 +386,24 @@ impl Calls {
         pictures
     }
 
-    /// All messages of a call that streams answers to one request.
-    async fn listed<A, F>(&self, expected: usize, call: impl Fn() -> F) -> Result<Vec<A>, Failure>
+    /// What is made of all messages of a call that streams answers to one request.
+    async fn listed<A, B, F, K>(&self, call: impl Fn() -> F, keep: impl Fn(A) -> K) -> Result<Vec<B>, Failure>
     where
         F: Future<Output = Result<Response<Streaming<A>>, Status>>,
+        K: Future<Output = Result<B, Failure>>,
     {
         let mut patience = Patience::default();
         loop {
+            let mut kept = Vec::new();
             let attempt = async {
                 let mut messages = call().await?.into_inner();
-                let mut answers = Vec::with_capacity(expected);
-                while let Some(answer) = messages.message().await? {
-                    answers.push(answer);
+                while let Some(message) = messages.message().await? {
+                    kept.push(keep(message).await);
                 }
-                Ok::<_, Status>(answers)
+                Ok::<_, Status>(())
             };
             match attempt.await {
-                Ok(answers) => return Ok(answers),
+                Ok(()) => return kept.into_iter().collect(),
                 Err(status) if patience.wait_after(&status).await => {}
                 Err(status) => return Err(Failure::status(&status)),
             }
@@ -416,15 +430,21 @@ impl Default for Patience {
 impl Patience {
     /// Waits if the failed call is worth another try, and gives whether it is.
     async fn wait_after(&mut self, status: &Status) -> bool {
-        if self.tries == 0 || !matches!(status.code(), Code::Unavailable | Code::ResourceExhausted) {
+        if self.tries == 0 || !is_away(status) {
             return false;
         }
         tracing::warn!(%status, "a model service is away; trying again in {:?}", self.after);
         sleep(self.after).await;
         self.tries -= 1;
-        self.after *= 2;
+        self.after = (2 * self.after).min(RETRY_AT_LAST_AFTER);
         true
     }
+}
+
+/// Whether a status says that the service was not there, or not to the end. A broken connection has many codes, and never a reason of ours.
+fn is_away(status: &Status) -> bool {
+    let broken = matches!(status.code(), Code::Unknown | Code::Cancelled | Code::Internal) && fault::reason_of(status).is_none();
+    broken || matches!(status.code(), Code::Unavailable | Code::ResourceExhausted)
 }
 
 /// Sends items over streams of a few, and gives each one's result in its place. Items that are failures already are not sent; items that
@@ -445,10 +465,15 @@ where
         loop {
             let open = |id: &&usize| results.get(**id).is_some_and(Option::is_none);
             let requests: Vec<Q> = ids.iter().filter(open).filter_map(|id| items.get(*id)?.as_ref().ok().map(|item| request(*id as u64, item))).collect();
+            let mut went_on = false;
             let exchange = async {
                 let mut answers = call(stream::iter(requests)).await?.into_inner();
                 while let Some(answer) = answers.message().await? {
+                    went_on = true;
                     let (id, result) = read(answer);
+                    if matches!(&result, Err(failure) if failure.reason == SHUTTING_DOWN) {
+                        return Err(Status::unavailable("the service is shutting down"));
+                    }
                     if let Some(place) = results.get_mut(id as usize) {
                         *place = Some(result);
                     }
@@ -456,6 +481,9 @@ where
                 Ok::<_, Status>(())
             };
             let Err(status) = exchange.await else { break };
+            if went_on {
+                patience = Patience::default();
+            }
             if !patience.wait_after(&status).await {
                 let failure = Failure::status(&status);
                 for id in ids {
@@ -479,7 +507,10 @@ impl Failure {
 
     /// Of one item of a stream.
     fn item(status: &tonic_types::Status) -> Self {
-        Self::status(&fault::item_status(status))
+        let status = fault::item_status(status);
+        // The codes that say that asking again would be answered alike.
+        let is_the_items = matches!(status.code(), Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition | Code::OutOfRange | Code::DataLoss);
+        Self { is_the_items, ..Self::status(&status) }
     }
 
     /// Of an answer that holds nothing.

@@ -13,7 +13,7 @@ use tokio::sync::{OnceCell, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use crate::progress::{Progress, UNIT_STAGES};
+use crate::progress::Progress;
 
 /// Between two looks at how far a job is.
 const PROGRESS: Duration = Duration::from_millis(200);
@@ -79,10 +79,10 @@ impl Job {
         self.stage(self.progress.step(stage));
     }
 
-    /// Sets what there is to do for every stage that units go through.
-    pub(crate) fn units_to_do(&self, units: u64) {
-        for stage in UNIT_STAGES {
-            self.stage(self.progress.set(stage, 0, units));
+    /// Sets what there is to do in the stages that units go through.
+    pub(crate) fn units_to_do(&self, stages: &[Stage], units: u64) {
+        for stage in stages {
+            self.stage(self.progress.set(*stage, 0, units));
         }
     }
 
@@ -200,7 +200,14 @@ impl Jobs {
         if request_id.is_empty() {
             return start().await;
         }
-        self.cell(request_id).get_or_try_init(start).await.cloned()
+        let cell = self.cell(request_id);
+        let job = cell.get_or_try_init(start).await.cloned();
+        if job.is_err() && !cell.initialized() {
+            // What was refused is forgotten, unless another has begun to try.
+            let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            known.retain(|(_, other)| !Arc::ptr_eq(other, &cell) || Arc::strong_count(other) > 2);
+        }
+        job
     }
 
     fn cell(&self, request_id: &str) -> Arc<OnceCell<Arc<Job>>> {

@@ -7,7 +7,6 @@ mod calls;
 mod jobs;
 mod memo;
 mod models;
-mod parameters;
 mod progress;
 mod server;
 mod steps;

@@ -3,24 +3,20 @@
 use std::{
     collections::HashMap,
     hash::Hash,
+    num::NonZeroUsize,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use lru::LruCache;
 use tokio::sync::watch;
 
 use crate::steps::Failure;
 
-/// Values by what they were made of.
+/// Values by what they were made of, the most recently used ones.
 #[derive(Debug)]
-pub(crate) struct Memo<K, V> {
+pub(crate) struct Memo<K: Hash + Eq, V> {
     /// Empty until it is made; the sender is with who makes it, and gone if that failed.
-    cells: Mutex<HashMap<K, watch::Receiver<Option<V>>>>,
-}
-
-impl<K, V> Default for Memo<K, V> {
-    fn default() -> Self {
-        Self { cells: Mutex::default() }
-    }
+    cells: Mutex<LruCache<K, watch::Receiver<Option<V>>>>,
 }
 
 /// What was asked for, and how it came about.
@@ -35,6 +31,11 @@ pub(crate) struct Found<V> {
 }
 
 impl<K: Hash + Eq + Clone, V: Clone> Memo<K, V> {
+    /// Keeps so many values; one that was dropped is made again when it is asked for.
+    pub(crate) fn new(size: usize) -> Self {
+        Self { cells: Mutex::new(LruCache::new(NonZeroUsize::new(size).unwrap_or(NonZeroUsize::MIN))) }
+    }
+
     /// The values of the keys. `make` gets those (each once) that nobody has made or is making, and gives a result for each, in their order.
     /// Failures are not kept: the next who asks tries again.
     pub(crate) async fn get<F>(&self, keys: &[K], make: impl Fn(Vec<K>) -> F) -> Found<V>
@@ -56,7 +57,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Memo<K, V> {
                 for ((key, sender), result) in claimed.into_iter().zip(senders).zip(results) {
                     match &result {
                         Ok(value) => drop(sender.send(Some(value.clone()))),
-                        Err(_) => drop(self.lock().remove(&key)),
+                        Err(_) => drop(self.lock().pop(&key)),
                     }
                     found.insert(key, result);
                 }
@@ -87,7 +88,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Memo<K, V> {
                 }
                 _ => {
                     let (sender, cell) = watch::channel(None);
-                    cells.insert(key.clone(), cell);
+                    cells.put(key.clone(), cell);
                     claimed.mine.push((key.clone(), sender));
                 }
             }
@@ -96,7 +97,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Memo<K, V> {
     }
 
     /// The map is changed in single steps under the lock, so it is whole even after a panic.
-    fn lock(&self) -> MutexGuard<'_, HashMap<K, watch::Receiver<Option<V>>>> {
+    fn lock(&self) -> MutexGuard<'_, LruCache<K, watch::Receiver<Option<V>>>> {
         self.cells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -115,7 +116,7 @@ mod tests {
 
     #[tokio::test]
     async fn each_key_is_made_once_and_repeated_keys_share_their_value() {
-        let memo: Memo<u32, u32> = Memo::default();
+        let memo: Memo<u32, u32> = Memo::new(10);
         let calls = AtomicU32::new(0);
         let make = |keys: Vec<u32>| {
             calls.fetch_add(keys.len() as u32, Ordering::Relaxed);
@@ -129,8 +130,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_no_longer_fits_is_made_again() {
+        let memo: Memo<u32, u32> = Memo::new(2);
+        let make = |keys: Vec<u32>| async move { keys.into_iter().map(|k| Ok(k * 10)).collect() };
+        assert_eq!(memo.get(&[1, 2, 3], make).await.values, [Ok(10), Ok(20), Ok(30)]);
+        let again = memo.get(&[3, 1], make).await;
+        assert_eq!((again.values, again.made, again.reused), (vec![Ok(30), Ok(10)], 1, 1));
+    }
+
+    #[tokio::test]
     async fn a_failure_is_not_kept_and_a_maker_that_goes_away_is_replaced() {
-        let memo: Memo<u32, u32> = Memo::default();
+        let memo: Memo<u32, u32> = Memo::new(10);
         let failed = memo.get(&[1], |_| async { vec![Err(Failure::new("down", "not now"))] }).await;
         assert_eq!(failed.values[0].as_ref().unwrap_err().reason, "down");
         {

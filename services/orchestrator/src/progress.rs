@@ -21,9 +21,6 @@ struct Counts {
     reused: u64,
 }
 
-/// The stages that a unit goes through after the probing pass.
-pub(crate) const UNIT_STAGES: [Stage; 5] = [Stage::Crop, Stage::Caption, Stage::Summarize, Stage::Generate, Stage::Score];
-
 impl Progress {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Stage, Counts>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

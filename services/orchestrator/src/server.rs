@@ -1,12 +1,16 @@
 //! DissectService and PictureService over the model services.
 
-use std::sync::Arc;
+use std::{
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
 
 use clap::Args;
 use dnd_mesh::{
     Fault, MAX_MESSAGE_BYTES,
     blobs::{self, Blobs},
-    items,
+    items, parameters,
     server::Services,
 };
 use dnd_method::{answers, parameters::Parameters};
@@ -23,28 +27,30 @@ use dnd_proto::v1::{
 };
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use prost::Message as _;
-use tokio_util::{sync::DropGuard, task::TaskTracker};
+use tokio::task::JoinSet;
+use tokio_util::sync::DropGuard;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::{
     calls::Calls,
     jobs::{Job, Jobs},
     models::Models,
-    parameters,
-    steps::{self, ActivatingImages, Failure, Unit},
+    steps::{self, STAGES, STAGES_OF_SELECTION, STAGES_OF_STORED_SELECTION},
 };
 
 /// How much is worked on at a time.
 #[derive(Debug, Clone, Args)]
 pub struct OrchestratorArgs {
     /// Units of a job that are worked on at a time
-    #[arg(long, env = "DND_UNITS_IN_FLIGHT", default_value_t = 8)]
-    pub units_in_flight: usize,
+    #[arg(long, env = "DND_UNITS_IN_FLIGHT", default_value_t = UNITS_IN_FLIGHT)]
+    pub units_in_flight: NonZeroUsize,
 }
+
+const UNITS_IN_FLIGHT: NonZeroUsize = NonZeroUsize::new(8).expect("8 is not 0");
 
 impl Default for OrchestratorArgs {
     fn default() -> Self {
-        Self { units_in_flight: 8 }
+        Self { units_in_flight: UNITS_IN_FLIGHT }
     }
 }
 
@@ -54,8 +60,8 @@ const MOST_IMAGES: usize = 1000;
 
 /// Adds the gRPC services of an orchestrator: it reads uploads from `blobs`, whose service it needs too ([`dnd_mesh::blobs::add_to`]), and keeps the
 /// pictures that its jobs make there.
-pub fn add_to(services: Services, models: Models, blobs: Arc<Blobs>, options: OrchestratorArgs) -> Services {
-    let orchestrator = Arc::new(Orchestrator { models, blobs, options, jobs: Jobs::default(), tasks: TaskTracker::new() });
+pub fn add_to(services: Services, models: Models, blobs: Arc<Blobs>, args: OrchestratorArgs) -> Services {
+    let orchestrator = Arc::new(Orchestrator { models, blobs, args, jobs: Jobs::default(), tasks: Mutex::default() });
     let dissect =
         DissectServiceServer::from_arc(Arc::clone(&orchestrator)).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
     let pictures = PictureServiceServer::from_arc(orchestrator).max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -65,10 +71,10 @@ pub fn add_to(services: Services, models: Models, blobs: Arc<Blobs>, options: Or
 struct Orchestrator {
     models: Models,
     blobs: Arc<Blobs>,
-    options: OrchestratorArgs,
+    args: OrchestratorArgs,
     jobs: Jobs,
-    /// The jobs' tasks.
-    tasks: TaskTracker,
+    /// The jobs' tasks; they end with this value.
+    tasks: Mutex<JoinSet<()>>,
 }
 
 #[tonic::async_trait]
@@ -159,8 +165,8 @@ impl Orchestrator {
         let prepared = self.prepare(request.target, &request.layers, Some(&set), parameters).await?;
         let probe = self.probe(&prepared, set).await?;
         let Prepared { job, calls, layers, .. } = prepared;
-        job.units_to_do(layers.iter().map(|layer| layer.units.len() as u64).sum());
-        let in_flight = self.options.units_in_flight.max(1);
+        job.units_to_do(&STAGES, layers.iter().map(|layer| layer.units.len() as u64).sum());
+        let in_flight = self.args.units_in_flight.get();
         self.spawn(&job, |job| async move { run(&job, &calls, probe, in_flight).await });
         Ok(job)
     }
@@ -181,7 +187,7 @@ impl Orchestrator {
                 let prepared = self.prepare(request.target, &layers, Some(&set), parameters).await?;
                 let probe = self.probe(&prepared, set).await?;
                 let Prepared { job, calls, .. } = prepared;
-                job.units_to_do(1);
+                job.units_to_do(&STAGES_OF_SELECTION, 1);
                 self.spawn(&job, |job| async move { select_probed(&job, &calls, probe, candidates).await });
                 Ok(job)
             }
@@ -195,10 +201,9 @@ impl Orchestrator {
                 let Prepared { job, calls, mut layers, .. } = self.prepare(request.target, &layers, None, parameters).await?;
                 let Some(LayerUnits { layer, units }) = layers.pop() else { return Err(Fault::field("layer", "no such layer")) };
                 let probed = ProbedUnit { layer, unit: units.first().copied().unwrap_or_default(), ..Default::default() };
-                job.units_to_do(1);
+                job.units_to_do(&STAGES_OF_STORED_SELECTION, 1);
                 self.spawn(&job, |job| async move {
-                    let unit = Unit::new(&calls, &job, &probed);
-                    let result = steps::select(&calls, &job, unit, &candidates, Ok(ActivatingImages::stored(stored))).await;
+                    let result = steps::select_stored(&calls, &job, &probed, &candidates, stored).await;
                     job.finish_unit(result);
                     Ok(JobDone::default())
                 });
@@ -214,7 +219,9 @@ impl Orchestrator {
     {
         let work = work(Arc::clone(job));
         let job = Arc::clone(job);
-        self.tasks.spawn(async move {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(async move {
             // The work is a task of its own, so that a panic in it ends its job and nothing else.
             let cancelled = job.cancelled.clone();
             let mut working = tokio::spawn(work);
@@ -222,6 +229,8 @@ impl Orchestrator {
                 ended = &mut working => ended.unwrap_or_else(|_| Err(Fault::internal("the job panicked; the orchestrator's log has the details"))),
                 () = cancelled.cancelled() => {
                     working.abort();
+                    // Until it has ended it may still tell of units.
+                    let _ = (&mut working).await;
                     Ok(JobDone { cancelled: true, ..Default::default() })
                 }
             };
@@ -315,8 +324,9 @@ impl Orchestrator {
         if digests.is_empty() {
             return Ok(());
         }
-        let blobs = Arc::clone(&self.blobs);
-        dnd_mesh::blobs::upload(self.models.uploads.clone(), digests, move |digest| blobs.path(digest)).await
+        let store = Arc::clone(&self.blobs);
+        let passed = blobs::upload(self.models.uploads.clone(), digests, move |digest| store.path(digest)).await;
+        passed.map_err(|fault| passed_on("activation", &fault.into()))
     }
 }
 
@@ -341,11 +351,19 @@ async fn run(job: &Arc<Job>, calls: &Calls, mut probe: Streaming<ProbeResponse>,
     let mut done = JobDone::default();
     let mut units = FuturesUnordered::new();
     let mut probing = true;
+    let since = Instant::now();
+    let mut timed = false;
     loop {
         tokio::select! {
             message = probe.message(), if probing && units.len() < in_flight => {
                 match next(job, calls, message, &mut done)? {
-                    Some(Probed::Unit(unit)) => units.push(steps::dissect(calls, job, unit)),
+                    Some(Probed::Unit(unit)) => {
+                        // Units come when all pictures have been run.
+                        if !std::mem::replace(&mut timed, true) {
+                            job.progress.time(Stage::Probe, since);
+                        }
+                        units.push(steps::dissect(calls, job, unit));
+                    }
                     Some(Probed::Other) => {}
                     None => probing = false,
                 }
@@ -359,20 +377,17 @@ async fn run(job: &Arc<Job>, calls: &Calls, mut probe: Streaming<ProbeResponse>,
 /// The job of a SelectConcept call over a probing set.
 async fn select_probed(job: &Arc<Job>, calls: &Calls, mut probe: Streaming<ProbeResponse>, candidates: Vec<String>) -> Result<JobDone, Fault> {
     let mut done = JobDone::default();
+    let mut result = None;
+    let since = Instant::now();
     while let Some(probed) = next(job, calls, probe.message().await, &mut done)? {
-        let Probed::Unit(probed) = probed else { continue };
-        let mut unit = Unit::new(calls, job, &probed);
-        let images = async {
-            unit.keep_probed(&probed).await?;
-            if probed.dead {
-                return Err(Failure::new("dead", "all its finite activations over the probing set are equal: no concept fits it better than another"));
-            }
-            let images = unit.augment(&probed).await?;
-            unit.result.images = images.0.clone();
-            Ok(images)
-        };
-        let images = images.await;
-        job.finish_unit(steps::select(calls, job, unit, &candidates, images).await);
+        if let Probed::Unit(probed) = probed {
+            job.progress.time(Stage::Probe, since);
+            result = Some(steps::select(calls, job, probed, &candidates).await);
+        }
+    }
+    if let Some(mut unit) = result {
+        unit.warnings.splice(0..0, done.warnings.clone());
+        job.finish_unit(unit);
     }
     Ok(done)
 }

@@ -96,7 +96,7 @@ impl activation::ActivationService for Fakes {
     type CropStream = items::Responses<CropResponse>;
 
     async fn crop(&self, _: Request<CropRequest>) -> Result<Response<Self::CropStream>, Status> {
-        let status = Fault::internal("no crops here").into_item();
+        let status = Fault::new(Code::NotFound, "PICTURE_GONE", "no crops here").into_item();
         Ok(Response::new(Box::pin(stream::iter([Ok(CropResponse { picture: 0, result: Some(crop_response::Result::Status(status)) })]))))
     }
 
@@ -315,6 +315,9 @@ async fn an_image_without_a_caption_is_left_out_and_said_and_without_any_the_uni
     }
     let refuses_all = |_: &[u8]| Err(Fault::new(Code::InvalidArgument, "UNUSABLE_PICTURE", "broken"));
     failed(&run(Behaviour { caption: Some(refuses_all), ..Default::default() }).await.0, "unusable_picture");
+    // What is not the picture's fault is no reason to go on without it.
+    let breaks_on_the_second = |picture: &[u8]| if picture == png(1) { Err(Fault::internal("out of memory")) } else { Ok("a red circle".into()) };
+    failed(&run(Behaviour { caption: Some(breaks_on_the_second), ..Default::default() }).await.0, "internal");
     failed(&run(Behaviour { caption: Some(|_| Ok("  ".into())), ..Default::default() }).await.0, "no_caption");
 }
 

@@ -6,6 +6,7 @@ use dnd_method::prompts::{Message, Role};
 use dnd_onnx::{
     Error,
     folder::{ModelFolder, read_json},
+    tokenizer::SpecialToken,
 };
 use minijinja::{Environment, ErrorKind, Value, syntax::SyntaxConfig};
 use serde::Deserialize;
@@ -22,8 +23,8 @@ pub(crate) struct ChatTemplate {
 #[derive(Deserialize)]
 struct TokenizerConfig {
     chat_template: Option<Template>,
-    bos_token: Option<Token>,
-    eos_token: Option<Token>,
+    bos_token: Option<SpecialToken>,
+    eos_token: Option<SpecialToken>,
 }
 
 #[derive(Deserialize)]
@@ -37,21 +38,6 @@ enum Template {
 struct NamedTemplate {
     name: String,
     template: String,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Token {
-    Text(String),
-    Added { content: String },
-}
-
-impl Token {
-    fn text(self) -> String {
-        match self {
-            Self::Text(text) | Self::Added { content: text } => text,
-        }
-    }
 }
 
 impl ChatTemplate {
@@ -78,7 +64,7 @@ impl ChatTemplate {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
         environment.add_template_owned(NAME, template).map_err(|e| Error::file(&path, format!("chat_template: {e}")))?;
-        let token = |token: Option<Token>| token.map(Token::text).unwrap_or_default();
+        let token = |token: Option<SpecialToken>| token.map(|token| token.text().to_owned()).unwrap_or_default();
         Ok(Self { environment, tokens: BTreeMap::from([("bos_token", token(config.bos_token)), ("eos_token", token(config.eos_token))]) })
     }
 

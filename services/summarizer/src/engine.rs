@@ -4,7 +4,7 @@ use std::path::Path;
 
 use dnd_mesh::{
     Fault,
-    batch::{Batcher, Limits, Worker},
+    batch::{Batcher, Limits, Stop, Worker},
 };
 use dnd_method::{draw, prompts::Message};
 use dnd_onnx::{Error, decoder::Decoder, folder::ModelFolder, runtime::EngineArgs, tokenizer::Tokenizer};
@@ -75,18 +75,19 @@ impl Summarizer {
             None => return Err(Error::file(folder.root(), "no eos_token_id in generation_config.json or config.json: answers would not end")),
         };
         let longest = config.max_position_embeddings.unwrap_or(2048);
+        let args = &args.for_model(folder.bytes()?);
         let mut runners =
             (0..args.session_count()).map(|_| Ok(Runner { decoder: Decoder::load(&file, args)?, ends: ends.clone() })).collect::<Result<Vec<_>, Error>>()?;
         for runner in &mut runners {
-            runner.generate(&[Prompt { tokens: vec![0, 0], text: String::new(), seed: 0, attempt: 0, temperature: 0.0, max_new_tokens: 1 }])?;
+            runner.generate(&[Prompt { tokens: vec![0, 0], text: String::new(), seed: 0, attempt: 0, temperature: 0.0, max_new_tokens: 1 }], &Stop::default())?;
         }
         let model = folder.model(
             &config.model_type,
             args,
-            ModelLimits { picture_bytes: 0, picture_pixels: 0, text_tokens: longest as u32, batch: args.batch as u32 },
+            ModelLimits { picture_bytes: 0, picture_pixels: 0, text_tokens: longest as u32, batch: args.batch() as u32 },
         )?;
-        let concurrency = 2 * args.batch * runners.len();
-        let batcher = Batcher::start("summarizer", runners, Limits { queue: 2 * concurrency, batch: args.batch }).map_err(|e| Error::Run(e.to_string()))?;
+        let concurrency = 2 * args.batch() * runners.len();
+        let batcher = Batcher::start("summarizer", runners, Limits { queue: 2 * concurrency, batch: args.batch() }).map_err(|e| Error::Run(e.to_string()))?;
         Ok(Self { model, chat, tokenizer, longest, batcher, concurrency })
     }
 
@@ -153,8 +154,8 @@ impl Worker for Runner {
         (item.tokens.len(), item.max_new_tokens)
     }
 
-    fn run(&mut self, batch: Vec<Prompt>) -> Vec<Result<Said, Fault>> {
-        match self.generate(&batch) {
+    fn run(&mut self, batch: Vec<Prompt>, stop: &Stop) -> Vec<Result<Said, Fault>> {
+        match self.generate(&batch, stop) {
             Ok(said) => said.into_iter().map(Ok).collect(),
             Err(error) => {
                 let fault = Fault::from(error);
@@ -166,12 +167,13 @@ impl Worker for Runner {
 
 impl Runner {
     /// Answers prompts of equal length.
-    fn generate(&mut self, prompts: &[Prompt]) -> Result<Vec<Said>, Error> {
+    fn generate(&mut self, prompts: &[Prompt], stop: &Stop) -> Result<Vec<Said>, Error> {
         let mut sequences = self.decoder.begin(prompts.len())?;
         let mut next: Vec<u32> = prompts.iter().flat_map(|prompt| prompt.tokens.iter().copied()).collect();
         let mut said = vec![Said::default(); prompts.len()];
         let steps = prompts.first().map_or(0, |prompt| prompt.max_new_tokens);
         for position in 0..steps {
+            stop.check()?;
             let logits = self.decoder.append(&mut sequences, &next, None)?;
             next = prompts
                 .iter()

@@ -17,7 +17,7 @@ use tonic::{Code, transport::Channel};
 use tonic_types::StatusExt as _;
 
 fn start(batch: usize, sessions: usize) -> (InProcess, SummaryServiceClient<Channel>) {
-    let args = EngineArgs { batch, sessions: Some(sessions), ..EngineArgs::default() };
+    let args = EngineArgs::sized(batch, sessions);
     let server = InProcess::start(add_to(Services::default(), Slot::filled(Summarizer::load(&sketch("summarizer"), &args).unwrap())));
     let client = SummaryServiceClient::new(server.channel());
     (server, client)

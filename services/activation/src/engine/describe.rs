@@ -26,6 +26,17 @@ pub(crate) struct LayerInfo {
     pub(crate) units: u32,
 }
 
+impl LayerInfo {
+    /// Values of a unit's activation map; none without space.
+    pub(crate) fn map_values(&self) -> usize {
+        match self.kind {
+            LayerKind::Channels { height, width } => height * width,
+            LayerKind::Tokens { tokens } => tokens,
+            LayerKind::Units => 0,
+        }
+    }
+}
+
 /// The shape of a layer's value, the batch aside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LayerKind {

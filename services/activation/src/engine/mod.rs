@@ -1,11 +1,17 @@
 //! Targets, probing sets, and the passes over them.
 
+mod cache;
 mod describe;
 mod probe;
 mod probing_set;
 mod target;
 
-use std::{num::NonZeroUsize, path::PathBuf, sync::Arc};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
 
 use clap::Args;
 use dnd_mesh::{
@@ -13,27 +19,29 @@ use dnd_mesh::{
     blobs::{self, Blobs},
 };
 use dnd_onnx::{
+    Error,
     graph::Network,
     pictures::{PictureLimits, Preprocessor, default_preprocessing},
     runtime::EngineArgs,
 };
 use dnd_proto::v1 as proto;
-use lru::LruCache;
 use prost::Message as _;
-use tokio::sync::Mutex;
 use tonic::Code;
 
+use cache::Cache;
 pub(crate) use describe::{LayerInfo, LayerKind, resolve};
 pub(crate) use probe::{Collector, Found, Probed, ProbedMap};
 pub(crate) use probing_set::ProbingSet;
 pub(crate) use target::{Cut, Output, Reading, Source};
 
+const DEFAULT_TARGETS: NonZeroUsize = NonZeroUsize::new(4).expect("4 is not 0");
+
 /// Bounds on what the service holds.
 #[derive(Debug, Clone, Args)]
 pub struct ActivationArgs {
     /// Targets that are kept loaded, each with the layers that were asked for together
-    #[arg(long, env = "DND_TARGETS", default_value_t = 4)]
-    pub targets: usize,
+    #[arg(long, env = "DND_TARGETS", default_value_t = DEFAULT_TARGETS)]
+    pub targets: NonZeroUsize,
     /// Mebibytes of activation maps that a probing pass keeps; beyond them pictures are run again at its end
     #[arg(long, env = "DND_MAP_MEMORY", default_value_t = 256)]
     pub map_memory: usize,
@@ -44,26 +52,30 @@ pub struct ActivationArgs {
 
 impl Default for ActivationArgs {
     fn default() -> Self {
-        Self { targets: 4, map_memory: 256, max_pixels: PictureLimits::default().pixels }
+        Self { targets: DEFAULT_TARGETS, map_memory: 256, max_pixels: PictureLimits::default().pixels }
     }
 }
 
 /// The engine of the service.
 pub struct Activation {
     args: EngineArgs,
-    options: ActivationArgs,
+    limits: ActivationArgs,
     blobs: Arc<Blobs>,
-    described: Mutex<LruCache<String, Arc<Described>>>,
-    cuts: Mutex<LruCache<CutKey, Arc<Cut>>>,
-    sets: Mutex<LruCache<Vec<u8>, Arc<ProbingSet>>>,
+    digests: Cache<FileState, String>,
+    networks: Cache<(PathBuf, String), Network>,
+    described: Cache<String, Described>,
+    cuts: Cache<CutKey, Cut>,
+    sets: Cache<Vec<u8>, ProbingSet>,
 }
 
 /// A target's file, read, and what can be asked of it.
 pub(crate) struct Described {
     pub(crate) digest: String,
-    pub(crate) network: Network,
+    pub(crate) network: Arc<Network>,
     pub(crate) preprocessing: proto::Preprocessing,
     pub(crate) layers: Vec<LayerInfo>,
+    /// Bytes of its files.
+    size: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -74,115 +86,119 @@ struct CutKey {
     reading: Reading,
 }
 
-/// Sets whose listing is kept.
-const OPEN_SETS: NonZeroUsize = NonZeroUsize::new(8).expect("8 is not 0");
+/// What tells that a file is still what it was.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct FileState {
+    path: PathBuf,
+    size: u64,
+    modified: Option<SystemTime>,
+}
+
+/// Sets whose listing is kept, and files whose digest is.
+const LISTINGS: NonZeroUsize = NonZeroUsize::new(8).expect("8 is not 0");
+const DIGESTS: NonZeroUsize = NonZeroUsize::new(256).expect("256 is not 0");
 
 impl Activation {
     /// An engine that finds uploads in `blobs`.
-    pub fn new(args: EngineArgs, options: ActivationArgs, blobs: Arc<Blobs>) -> Self {
-        let targets = NonZeroUsize::new(options.targets).unwrap_or(NonZeroUsize::MIN);
-        Self {
-            args,
-            options,
-            blobs,
-            described: Mutex::new(LruCache::new(targets)),
-            cuts: Mutex::new(LruCache::new(targets)),
-            sets: Mutex::new(LruCache::new(OPEN_SETS)),
-        }
+    pub fn new(args: EngineArgs, limits: ActivationArgs, blobs: Arc<Blobs>) -> Self {
+        let targets = limits.targets;
+        Self { args, limits, blobs, digests: Cache::new(DIGESTS), networks: Cache::new(targets), described: Cache::new(targets), cuts: Cache::new(targets), sets: Cache::new(LISTINGS) }
     }
 
     /// What runs the targets.
     pub(crate) fn model(&self) -> proto::Model {
         let limits = self.picture_limits();
-        let limits = proto::ModelLimits { picture_bytes: limits.bytes as u64, picture_pixels: limits.pixels, text_tokens: 0, batch: self.args.batch as u32 };
+        let limits = proto::ModelLimits { picture_bytes: limits.bytes as u64, picture_pixels: limits.pixels, text_tokens: 0, batch: self.args.batch() as u32 };
         proto::Model { name: "target".to_owned(), layout: "onnx".to_owned(), engine: self.args.engine(), limits: Some(limits), ..Default::default() }
     }
 
     pub(crate) fn picture_limits(&self) -> PictureLimits {
-        PictureLimits { pixels: self.options.max_pixels, ..PictureLimits::default() }
+        PictureLimits { pixels: self.limits.max_pixels, ..PictureLimits::default() }
     }
 
     /// Bytes of maps that a probing pass keeps.
     pub(crate) fn map_memory(&self) -> usize {
-        self.options.map_memory << 20
+        self.limits.map_memory << 20
     }
 
     /// Pictures that are in work at a time.
     pub(crate) fn concurrency(&self) -> usize {
-        2 * self.args.batch * self.args.session_count()
+        2 * self.args.batch() * self.args.thread_budget()
     }
 
     /// The pictures of a set; listed once for calls in a row.
     pub(crate) async fn set(&self, said: Option<proto::ProbingSet>) -> Result<Arc<ProbingSet>, Fault> {
         let said = said.ok_or_else(|| Fault::field("probing_set", "not set; say where the pictures are"))?;
-        let key = said.encode_to_vec();
-        let mut sets = self.sets.lock().await;
-        if let Some(set) = sets.get(&key) {
-            return Ok(Arc::clone(set));
-        }
         let blobs = Arc::clone(&self.blobs);
-        let set = blocking(move || ProbingSet::open(&said, &blobs)).await?;
-        let set = Arc::new(set);
-        sets.put(key, Arc::clone(&set));
-        Ok(set)
+        self.sets.get(said.encode_to_vec(), || blocking(move || ProbingSet::open(&said, &blobs))).await
     }
 
     /// Lists a set anew, as a probing pass does: files may have come since.
     pub(crate) async fn fresh_set(&self, said: Option<proto::ProbingSet>) -> Result<Arc<ProbingSet>, Fault> {
         if let Some(said) = &said {
-            self.sets.lock().await.pop(&said.encode_to_vec());
+            self.sets.forget(&said.encode_to_vec());
         }
         self.set(said).await
     }
 
     fn target_file(&self, target: &proto::Target) -> Result<PathBuf, Fault> {
         if target.uri.is_empty() {
-            let missing = || {
-                Fault::new(Code::FailedPrecondition, "NOT_UPLOADED", format!("the target {:?} was not uploaded, and no URI says where it is", target.digest))
-            };
+            let missing = || Fault::new(Code::FailedPrecondition, "NOT_UPLOADED", format!("the target {:?} was not uploaded, and no URI says where it is", target.digest));
             return self.blobs.path(&target.digest).ok_or_else(missing);
         }
         probing_set::local_path(&target.uri, "target.uri")
+    }
+
+    /// The digest of a file, read once while it stays as it is.
+    async fn digest(&self, path: PathBuf) -> Result<Arc<String>, Fault> {
+        let meta = tokio::fs::metadata(&path).await.map_err(|e| not_found(&path, &e))?;
+        let state = FileState { path: path.clone(), size: meta.len(), modified: meta.modified().ok() };
+        self.digests.get(state, || async move { blobs::digest_of(&path).await.map_err(|e| not_found(&path, &e)) }).await
     }
 
     /// Reads a target, and runs it once to see its layers.
     pub(crate) async fn describe(&self, target: Option<proto::Target>) -> Result<Arc<Described>, Fault> {
         let target = target.ok_or_else(|| Fault::field("target", "not set; say which network to dissect"))?;
         let file = self.target_file(&target)?;
-        let digest = match (target.uri.is_empty(), &file) {
-            (true, _) => target.digest.clone(),
-            (false, file) => blobs::digest_of(file).await.map_err(|e| not_found(file, &e))?,
-        };
-        if !target.digest.is_empty() && target.digest != digest {
+        let digest = self.digest(file.clone()).await?;
+        if !target.digest.is_empty() && target.digest != *digest {
             return Err(Fault::field("target.digest", format!("{} has the digest {digest}, not {}", file.display(), target.digest)));
         }
-        let key = format!("{digest} {:?}", target.preprocessing);
-        let mut described = self.described.lock().await;
-        if let Some(known) = described.get(&key) {
-            return Ok(Arc::clone(known));
-        }
+        let network = {
+            let (file, target) = (file.clone(), target.clone());
+            self.networks.get((file.clone(), digest.to_string()), || blocking(move || read_target(&file, &target))).await?
+        };
+        let (external, size) = self.external_data(&file, &network, &target).await?;
+        let key = format!("{file:?} {digest} {external:?} {:?}", target.preprocessing);
         let args = self.args.clone();
-        let made = blocking(move || {
-            let network = Network::read(&file)?;
-            let input = network.input()?;
-            let preprocessing = match (target.preprocessing, input.size) {
-                (Some(said), Some(size)) if (said.height, said.width) != size => {
-                    let message = format!("{} x {}, but the network takes pictures of {} x {}", said.height, said.width, size.0, size.1);
-                    return Err(Fault::field("target.preprocessing", message));
-                }
-                (Some(said), _) => said,
-                (None, size) => {
-                    let (height, width) = size.unwrap_or(describe::USUAL_SIZE);
-                    default_preprocessing(height, width)
-                }
-            };
-            Preprocessor::new(&preprocessing)?;
-            let layers = describe::layers(&network, &input, &preprocessing, &args)?;
-            Ok(Described { digest, network, preprocessing, layers })
-        });
-        let made = Arc::new(made.await?);
-        described.put(key, Arc::clone(&made));
-        Ok(made)
+        let make = || {
+            blocking(move || {
+                let input = network.input()?;
+                let preprocessing = preprocessing(target.preprocessing, input.size)?;
+                let layers = describe::layers(&network, &input, &preprocessing, &args.for_model(u64::MAX))?;
+                let digest = if external.is_empty() { digest.to_string() } else { blobs::digest(format!("{digest} {external:?}").as_bytes()) };
+                Ok(Described { digest, network, preprocessing, layers, size })
+            })
+        };
+        self.described.get(key, make).await
+    }
+
+    /// The digests of a target's files of external data, by their names, which count as its own does; and the bytes of all its files.
+    async fn external_data(&self, file: &Path, network: &Network, target: &proto::Target) -> Result<(Vec<(PathBuf, String)>, u64), Fault> {
+        let names = network.external_files()?;
+        if target.uri.is_empty() && !names.is_empty() {
+            let message = "the network has external data, which can't be uploaded: save it as one file, or name it by a URI that the service can read";
+            return Err(Fault::new(Code::InvalidArgument, "EXTERNAL_DATA", message));
+        }
+        let size = async |path: &Path| tokio::fs::metadata(path).await.map(|meta| meta.len()).map_err(|e| not_found(path, &e));
+        let mut bytes = size(file).await?;
+        let mut digests = Vec::with_capacity(names.len());
+        for name in names {
+            let path = network.folder().join(&name);
+            bytes += size(&path).await?;
+            digests.push((name, self.digest(path).await?.to_string()));
+        }
+        Ok((digests, bytes))
     }
 
     /// The target as far as the asked-for layers need it, loaded, with those layers in their order.
@@ -193,18 +209,35 @@ impl Activation {
             layers: layers.iter().map(|layer| layer.value.clone()).collect(),
             reading,
         };
-        let mut cuts = self.cuts.lock().await;
-        if let Some(cut) = cuts.get(&key) {
-            return Ok(Arc::clone(cut));
-        }
-        let (described, layers, args, limits) = (Arc::clone(described), layers.to_vec(), self.args.clone(), self.picture_limits());
-        let cut = Arc::new(blocking(move || Cut::load(&described, layers, reading, &args, limits)).await?);
-        if let Some((_, evicted)) = cuts.push(key, Arc::clone(&cut)) {
-            // It waits for its threads to end.
-            tokio::task::spawn_blocking(move || drop(evicted)).await.map_err(|_| Fault::internal("a target could not be unloaded"))?;
-        }
-        Ok(cut)
+        let (described, layers, limits) = (Arc::clone(described), layers.to_vec(), self.picture_limits());
+        let args = self.args.for_model(described.size);
+        self.cuts.get(key, || blocking(move || Cut::load(&described, layers, reading, &args, limits))).await
     }
+}
+
+/// Reads a target's file; an error names an uploaded one as its owner knows it.
+fn read_target(file: &Path, target: &proto::Target) -> Result<Network, Fault> {
+    Network::read(file).map_err(|error| match error {
+        Error::File { problem, .. } if target.uri.is_empty() => Error::Graph(format!("the uploaded target {}: {problem}", target.digest)).into(),
+        error => error.into(),
+    })
+}
+
+/// The pre-processing as it was said, or the usual one of a network of that input size.
+fn preprocessing(said: Option<proto::Preprocessing>, input: Option<(u32, u32)>) -> Result<proto::Preprocessing, Fault> {
+    let preprocessing = match (said, input) {
+        (Some(said), Some(size)) if (said.height, said.width) != size => {
+            let message = format!("{} x {}, but the network takes pictures of {} x {}", said.height, said.width, size.0, size.1);
+            return Err(Fault::field("target.preprocessing", message));
+        }
+        (Some(said), _) => said,
+        (None, size) => {
+            let (height, width) = size.unwrap_or(describe::USUAL_SIZE);
+            default_preprocessing(height, width)
+        }
+    };
+    Preprocessor::new(&preprocessing)?;
+    Ok(preprocessing)
 }
 
 fn not_found(path: &std::path::Path, error: &std::io::Error) -> Fault {

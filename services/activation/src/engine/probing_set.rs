@@ -20,6 +20,7 @@ const MOST_SOURCES: usize = 100;
 #[derive(Debug)]
 pub(crate) struct ProbingSet {
     pictures: Vec<Picture>,
+    unreadable: Vec<(String, String)>,
 }
 
 /// A picture of a probing set, not read yet.
@@ -72,11 +73,11 @@ impl ProbingSet {
         if sources.is_empty() || sources.len() > MOST_SOURCES {
             return Err(Fault::field("probing_set.sources", format!("{} sources; a probing set has 1 to {MOST_SOURCES}", sources.len())));
         }
-        let mut all = Vec::new();
+        let (mut all, mut unreadable) = (Vec::new(), Vec::new());
         for (i, source) in sources.iter().enumerate() {
             let field = format!("probing_set.sources[{i}]");
             let mut found = match &source.source {
-                Some(Source::Uri(uri)) => from_uri(uri, &field)?,
+                Some(Source::Uri(uri)) => from_uri(uri, &field, &mut unreadable)?,
                 Some(Source::ListDigest(digest)) => from_list(digest, &field, blobs)?,
                 None => return Err(Fault::field(field, "neither uri nor list_digest is set")),
             };
@@ -90,11 +91,21 @@ impl ProbingSet {
                 format!("no pictures in the probing set: no file ends in {}", pictures::ENDINGS.join(", ")),
             ));
         }
-        Ok(Self { pictures: all })
+        Ok(Self { pictures: all, unreadable })
     }
 
     pub(crate) fn len(&self) -> usize {
         self.pictures.len()
+    }
+
+    /// What of the sources could not be listed, and why.
+    pub(crate) fn unreadable(&self) -> &[(String, String)] {
+        &self.unreadable
+    }
+
+    /// The picture that was at a place in the order: what is there now, or if that is another, because files have come or gone, the one with the path.
+    pub(crate) fn find(&self, index: u64, path: &str) -> Option<&Picture> {
+        self.get(index).filter(|picture| picture.path == path).or_else(|| self.pictures.iter().find(|picture| picture.path == path))
     }
 
     /// The picture at a place in the order.
@@ -113,12 +124,12 @@ pub(crate) fn local_path(uri: &str, field: &str) -> Result<PathBuf, Fault> {
     }
 }
 
-fn from_uri(uri: &str, field: &str) -> Result<Vec<Picture>, Fault> {
+fn from_uri(uri: &str, field: &str, unreadable: &mut Vec<(String, String)>) -> Result<Vec<Picture>, Fault> {
     let field = format!("{field}.uri");
     let path = local_path(uri, &field)?;
     let not_readable = |error: &dyn std::fmt::Display| Fault::new(Code::InvalidArgument, "UNREADABLE_SOURCE", format!("{}: {error}", path.display()));
     if path.is_dir() {
-        folder(&path).map_err(|e| not_readable(&e))
+        folder(&path, unreadable).map_err(|e| not_readable(&e))
     } else if path.extension().is_some_and(|e| e == "tar") && path.is_file() {
         tar(&path).map_err(|e| not_readable(&e))
     } else if path.exists() {
@@ -128,8 +139,10 @@ fn from_uri(uri: &str, field: &str) -> Result<Vec<Picture>, Fault> {
     }
 }
 
-fn folder(root: &Path) -> io::Result<Vec<Picture>> {
-    Ok(pictures::in_folder(root)?.into_iter().map(|(path, file)| Picture { path, place: Place::File(file) }).collect())
+fn folder(root: &Path, unreadable: &mut Vec<(String, String)>) -> io::Result<Vec<Picture>> {
+    let listing = pictures::in_folder(root)?;
+    unreadable.extend(listing.unreadable);
+    Ok(listing.pictures.into_iter().map(|(path, file)| Picture { path, place: Place::File(file) }).collect())
 }
 
 fn tar(path: &Path) -> io::Result<Vec<Picture>> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use dnd_mesh::{
     Fault,
-    batch::{self, Batcher, Limits, Worker},
+    batch::{self, Batcher, Limits, Stop, Worker},
 };
 use dnd_method::{
     parameters::{Summary, TokenSummary},
@@ -65,6 +65,7 @@ pub(crate) enum Output {
 impl Cut {
     /// Loads the network for some of its layers. Blocking.
     pub(crate) fn load(described: &Described, layers: Vec<LayerInfo>, reading: Reading, args: &EngineArgs, limits: PictureLimits) -> Result<Self, Fault> {
+        layers.iter().try_for_each(|layer| check_tokens(layer, reading))?;
         let preprocessor = Preprocessor::new(&described.preprocessing)?;
         let input = described.network.input()?;
         let wanted: Vec<graph::Wanted> = layers.iter().flat_map(|layer| outputs_of(layer, reading)).collect();
@@ -83,7 +84,7 @@ impl Cut {
                 })
             })
             .collect::<Result<Vec<_>, Error>>()?;
-        let batch = input.batch.unwrap_or(args.batch).max(1);
+        let batch = input.batch.unwrap_or(args.batch()).max(1);
         let limits = Limits { queue: 4 * batch * runners.len(), batch };
         let batcher = Batcher::start("target", runners, limits).map_err(|e| Error::Run(e.to_string()))?;
         Ok(Self { layers, preprocessor, batcher })
@@ -124,8 +125,8 @@ impl Worker for Runner {
         matches!(item.wanted, Output::Probe { .. })
     }
 
-    fn run(&mut self, items: Vec<Item>) -> Vec<Result<Vec<Vec<f32>>, Fault>> {
-        let mut tensor = Vec::with_capacity(items.len() * self.preprocessor.len());
+    fn run(&mut self, items: Vec<Item>, _: &Stop) -> Vec<Result<Vec<Vec<f32>>, Fault>> {
+        let mut tensor = Vec::with_capacity(items.len() * self.preprocessor.values());
         let mut good = Vec::with_capacity(items.len());
         let read: Vec<Result<(), Fault>> = items
             .iter()
@@ -162,7 +163,7 @@ impl Runner {
         }
         // A graph of a fixed batch gets blank pictures for the rest of it.
         let rows = self.fixed_batch.unwrap_or(count);
-        pixels.resize(rows * self.preprocessor.len(), 0.0);
+        pixels.resize(rows * self.preprocessor.values(), 0.0);
         let (height, width) = self.preprocessor.size();
         let pixels = Tensor::from_array(([rows, 3, height, width], pixels))?;
         let probing = wanted.iter().any(|wanted| matches!(wanted.output, Output::Probe { .. }));
@@ -226,6 +227,18 @@ fn map(outputs: &SessionOutputs<'_>, layer: &LayerInfo, reading: Reading, row: u
             Map::new(side, side, column(value, units, unit, first))
         }
         (LayerKind::Tokens { .. }, TokenSummary::Class) | (LayerKind::Units, _) => None,
+    }
+}
+
+/// Whether a layer of tokens can be read in the way that is asked for.
+fn check_tokens(layer: &LayerInfo, reading: Reading) -> Result<(), Error> {
+    let LayerKind::Tokens { tokens } = layer.kind else { return Ok(()) };
+    match (first_patch(tokens), reading.token_summary) {
+        (Ok(0), TokenSummary::Class) => {
+            Err(Error::Graph(format!("layer {:?} has {tokens} tokens, a grid without a class token: its units can be read with token_summary patch_mean", layer.name)))
+        }
+        (Err(problem), TokenSummary::PatchMean) => Err(Error::Graph(format!("layer {:?}: {problem}", layer.name))),
+        _ => Ok(()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dnd_mesh::{Fault, blobs, items};
+use dnd_mesh::{Fault, MAX_PICTURE_BYTES, blobs, items, parameters};
 use dnd_method::{
     boxes::BoundingBox,
     canvas,
@@ -18,7 +18,7 @@ use dnd_proto::v1::{self as proto, CropRequest, CropResponse, TopPicture, crop_r
 use futures::{StreamExt as _, stream};
 use image::RgbImage;
 
-use super::{MOST_PICTURES, prepare, read, reading};
+use super::{check_count, prepare, read, reading};
 use crate::{
     Activation,
     engine::{Cut, Output, ProbingSet, Source, blocking},
@@ -29,10 +29,8 @@ const AT_ONCE: usize = 4;
 
 /// Streams the crops, a picture after the other, larger regions first.
 pub(super) async fn crop(activation: Arc<Activation>, request: CropRequest) -> Result<items::Responses<CropResponse>, Fault> {
-    let parameters = parameters(&request)?;
-    if request.pictures.len() > MOST_PICTURES {
-        return Err(Fault::field("pictures", format!("{} pictures; at most {MOST_PICTURES} can be cropped in a call", request.pictures.len())));
-    }
+    let parameters = parameters_of(&request)?;
+    check_count(request.pictures.len())?;
     let reading = reading(request.summary(), request.token_summary());
     let (cut, _) = prepare(&activation, request.target, &request.layers, reading).await?;
     let asked = request.layers.iter().position(|layer| layer.layer == request.layer);
@@ -54,19 +52,16 @@ pub(super) async fn crop(activation: Arc<Activation>, request: CropRequest) -> R
     Ok(Box::pin(answers))
 }
 
-fn parameters(request: &CropRequest) -> Result<Parameters, Fault> {
+fn parameters_of(request: &CropRequest) -> Result<Parameters, Fault> {
     let defaults = Parameters::default();
-    let parameters = Parameters {
+    let said = Parameters {
         crops_per_image: request.crops_per_image.unwrap_or(defaults.crops_per_image),
         crop_iou: request.crop_iou.unwrap_or(defaults.crop_iou),
         canvas_iou: request.canvas_iou.unwrap_or(defaults.canvas_iou),
         canvas_side: request.canvas_side.unwrap_or(defaults.canvas_side),
         ..defaults
     };
-    match parameters.validate() {
-        Ok(()) => Ok(parameters),
-        Err(wrong) => Err(wrong.first().map_or_else(|| Fault::field("parameters", "out of range"), |e| Fault::field(e.field, e.to_string()))),
-    }
+    parameters::check(said, "")
 }
 
 struct Cropper {
@@ -129,7 +124,12 @@ impl Cropper {
             .into_iter()
             .map(|AttentionCrop { threshold, in_picture: area, .. }| {
                 let pixels = image::imageops::crop_imm(&picture, area.left, area.top, area.right - area.left, area.bottom - area.top).to_image();
-                Ok(Cutting { png: encode_png(&pixels)?, pixels: Arc::new(pixels), area, threshold })
+                let png = encode_png(&pixels)?;
+                if png.len() > MAX_PICTURE_BYTES {
+                    let message = format!("a crop of {} x {} pixels is {} bytes as PNG; at most {MAX_PICTURE_BYTES} are sent", pixels.width(), pixels.height(), png.len());
+                    return Err(Fault::new(tonic::Code::OutOfRange, "CROP_TOO_LARGE", message));
+                }
+                Ok(Cutting { png, pixels: Arc::new(pixels), area, threshold })
             })
             .collect()
     }

@@ -1,7 +1,7 @@
 //! The probing pass: the set read once, in order, and run on all sessions side by side.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap},
     panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
@@ -15,7 +15,7 @@ use dnd_proto::v1::{self as proto, ProbeProgress, ProbeRequest, ProbeResponse, P
 use futures::{FutureExt as _, StreamExt as _, stream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::{prepare, reading};
 use crate::{
@@ -65,19 +65,40 @@ struct Read {
 
 impl Pass {
     async fn run(self, units: Vec<Vec<u32>>, top: usize) -> Result<(), Fault> {
+        for (path, reason) in self.set.unreadable() {
+            self.say(Event::Skipped(SkippedPicture { path: path.clone(), reason: reason.clone() })).await?;
+        }
         let units = units.into_iter().enumerate().collect();
         let collector = Arc::new(Collector::new(units, top, self.activation.map_memory()));
         let (digests, mut total) = self.over_all(&collector).await?;
-        let mut found = collector.finish();
-        total.rerun = self.fill_maps(&mut found).await?;
-        for unit in found {
-            self.say(Event::Unit(self.result(unit, &digests))).await?;
+        if digests.is_empty() {
+            return Err(Fault::new(Code::InvalidArgument, "NO_GOOD_PICTURES", format!("none of the {} pictures of the probing set can be used", self.set.len())));
+        }
+        // Units go out in groups, so that the maps that had not fitted are in memory for one group at a time.
+        let mut found = collector.finish().into_iter().peekable();
+        while found.peek().is_some() {
+            let mut room = self.activation.map_memory();
+            let mut group = Vec::new();
+            while let Some(unit) = found.next_if(|unit| group.is_empty() || self.dropped_bytes(unit) <= room) {
+                room = room.saturating_sub(self.dropped_bytes(&unit));
+                group.push(unit);
+            }
+            total.rerun += self.fill_maps(&mut group).await?;
+            for unit in group {
+                self.say(Event::Unit(self.result(unit, &digests))).await?;
+            }
         }
         self.say(Event::Total(total)).await
     }
 
+    /// Bytes that a unit's maps would take that had not fitted.
+    fn dropped_bytes(&self, unit: &Found) -> usize {
+        let map = self.cut.layers.get(unit.layer).map_or(0, |layer| layer.map_values()) * size_of::<f32>();
+        unit.top.iter().filter(|entry| matches!(entry.with.map, ProbedMap::Dropped)).count() * map
+    }
+
     async fn say(&self, event: Event) -> Result<(), Fault> {
-        let gone = |_| Fault::new(tonic::Code::Cancelled, "CALLER_GONE", "the caller has gone");
+        let gone = |_| Fault::new(Code::Cancelled, "CALLER_GONE", "the caller has gone");
         self.events.send(ProbeResponse { event: Some(event) }).await.map_err(gone)
     }
 
@@ -92,12 +113,17 @@ impl Pass {
                 blocking(move || Ok(read(&set, index, limit)))
             })
             .buffered(self.activation.concurrency());
-        let mut seen = HashSet::new();
+        let mut firsts: HashMap<String, u64> = HashMap::new();
+        let mut repeats: Vec<(u64, u64)> = Vec::new();
         let first = reads.filter_map(|read| {
-            let new = match &read {
-                Ok(Read { bytes: Ok(_), digest, .. }) => seen.insert(digest.clone()),
-                _ => true,
-            };
+            let mut new = true;
+            if let Ok(Read { index, bytes: Ok(_), digest }) = &read {
+                let first = *firsts.entry(digest.clone()).or_insert(*index);
+                new = first == *index;
+                if !new {
+                    repeats.push((*index, first));
+                }
+            }
             std::future::ready(new.then_some(read))
         });
         let runs = first
@@ -113,29 +139,45 @@ impl Pass {
                 Ok::<_, Fault>((index, ran))
             })
             .buffer_unordered(self.activation.concurrency());
-        let mut runs = std::pin::pin!(runs);
         let mut digests = BTreeMap::new();
-        let (mut skipped, mut said) = (0, Instant::now());
-        while let Some(ran) = runs.next().await {
-            match ran? {
-                (index, Ok(digest)) => {
-                    digests.insert(index, digest);
+        let mut skipped: BTreeMap<u64, String> = BTreeMap::new();
+        let mut said = Instant::now();
+        {
+            let mut runs = std::pin::pin!(runs);
+            while let Some(ran) = runs.next().await {
+                match ran? {
+                    (index, Ok(digest)) => {
+                        digests.insert(index, digest);
+                    }
+                    (index, Err(SkipOrStop::Skip(reason))) => {
+                        self.skip(index, &reason).await?;
+                        skipped.insert(index, reason);
+                    }
+                    (_, Err(SkipOrStop::Stop(fault))) => return Err(fault),
                 }
-                (index, Err(SkipOrStop::Skip(reason))) => {
-                    skipped += 1;
-                    let path = self.set.get(index).map(|picture| picture.path.clone()).unwrap_or_default();
-                    self.say(Event::Skipped(SkippedPicture { path, reason })).await?;
+                if said.elapsed() >= PROGRESS {
+                    said = Instant::now();
+                    self.say(Event::Progress(ProbeProgress { done: (digests.len() + skipped.len()) as u64, pictures })).await?;
                 }
-                (_, Err(SkipOrStop::Stop(fault))) => return Err(fault),
             }
-            if said.elapsed() >= PROGRESS {
-                said = Instant::now();
-                self.say(Event::Progress(ProbeProgress { done: digests.len() as u64 + skipped, pictures })).await?;
+        }
+        let duplicates = repeats.len() as u64;
+        let mut bad_repeats = 0;
+        for (index, first) in repeats {
+            // A picture that is equal to one that can't be used can't be used either.
+            if let Some(reason) = skipped.get(&first) {
+                self.skip(index, reason).await?;
+                bad_repeats += 1;
             }
         }
         self.say(Event::Progress(ProbeProgress { done: pictures, pictures })).await?;
-        let total = ProbeTotal { pictures: digests.len() as u64, duplicates: pictures - skipped - digests.len() as u64, skipped, rerun: 0 };
+        let total = ProbeTotal { pictures: digests.len() as u64, duplicates: duplicates - bad_repeats, skipped: skipped.len() as u64 + bad_repeats, rerun: 0 };
         Ok((digests, total))
+    }
+
+    async fn skip(&self, index: u64, reason: &str) -> Result<(), Fault> {
+        let path = self.set.get(index).map(|picture| picture.path.clone()).unwrap_or_default();
+        self.say(Event::Skipped(SkippedPicture { path, reason: reason.to_owned() })).await
     }
 
     /// Runs pictures again whose maps had not fitted; gives how many.
@@ -150,12 +192,31 @@ impl Pass {
         }
         let limit = self.activation.picture_limits().bytes;
         let reruns = wanted.len() as u64;
-        for (index, places) in wanted {
-            let set = Arc::clone(&self.set);
-            let Ok(bytes) = blocking(move || Ok(read(&set, index, limit))).await?.bytes else { continue };
-            let units: Vec<(usize, Vec<u32>)> = places.iter().filter_map(|(i, _)| found.get(*i)).map(|found| (found.layer, vec![found.unit])).collect();
-            let collector = Arc::new(Collector::new(units, 1, usize::MAX));
-            self.cut.run(Source::Encoded(bytes), Output::Probe { collector: Arc::clone(&collector), index }).await?;
+        let units = |places: &[(usize, usize)]| places.iter().filter_map(|(i, _)| found.get(*i)).map(|found| (found.layer, vec![found.unit])).collect();
+        let jobs: Vec<(u64, Vec<(usize, usize)>, Arc<Collector>)> = wanted
+            .into_iter()
+            .map(|(index, places)| {
+                let collector = Arc::new(Collector::new(units(&places), 1, usize::MAX));
+                (index, places, collector)
+            })
+            .collect();
+        let mut runs = stream::iter(jobs)
+            .map(|(index, places, collector)| async move {
+                let set = Arc::clone(&self.set);
+                let ran = match blocking(move || Ok(read(&set, index, limit))).await?.bytes {
+                    Ok(bytes) => self.cut.run(Source::Encoded(bytes), Output::Probe { collector: Arc::clone(&collector), index }).await.map(drop).map_err(SkipOrStop::from),
+                    Err(reason) => Err(SkipOrStop::Skip(reason)),
+                };
+                match ran {
+                    Ok(()) => {}
+                    Err(SkipOrStop::Skip(reason)) => self.skip(index, &format!("it could not be read again for its activation maps: {reason}")).await?,
+                    Err(SkipOrStop::Stop(fault)) => return Err(fault),
+                }
+                Ok((places, collector))
+            })
+            .buffer_unordered(self.activation.concurrency());
+        while let Some(ran) = runs.next().await {
+            let (places, collector) = ran?;
             for ((i, j), mut rerun) in places.into_iter().zip(collector.finish()) {
                 let kept = rerun.top.pop().map(|entry| entry.with);
                 if let (Some(kept), Some(entry)) = (kept, found.get_mut(i).and_then(|found| found.top.get_mut(j))) {
@@ -206,7 +267,7 @@ enum SkipOrStop {
 
 impl From<Fault> for SkipOrStop {
     fn from(fault: Fault) -> Self {
-        if fault.code() == tonic::Code::InvalidArgument { Self::Skip(fault.to_string()) } else { Self::Stop(fault) }
+        if fault.reason() == "UNUSABLE_PICTURE" { Self::Skip(fault.to_string()) } else { Self::Stop(fault) }
     }
 }
 

@@ -6,7 +6,7 @@ use dnd_method::{
     resize::Map,
     top::{Source, Top},
 };
-use dnd_proto::v1::{ActivatingImage, ActivationMap, CroppedPicture, ProbedPicture, ProbedUnit, Stage, StoredImages, TopPicture};
+use dnd_proto::v1::{ActivatingImage, ActivationMap, CroppedPicture, ProbedPicture, ProbedUnit, Stage, TopPicture};
 use image::{GrayImage, ImageFormat};
 
 use super::{Failure, Unit};
@@ -16,11 +16,6 @@ use super::{Failure, Unit};
 pub(crate) struct ActivatingImages(pub(crate) Vec<ActivatingImage>);
 
 impl ActivatingImages {
-    /// As an earlier result has them.
-    pub(crate) fn stored(stored: StoredImages) -> Self {
-        Self(stored.images)
-    }
-
     /// Digests of the pictures.
     pub(crate) fn digests(&self) -> Vec<String> {
         self.0.iter().map(|image| image.digest.clone()).collect()
@@ -46,7 +41,8 @@ impl Unit<'_> {
                         seen: picture.seen,
                     });
                 }
-                Err(failure) => self.warn(format!("{} was left out: {}", picture.path, failure.message)),
+                Err(failure) if failure.is_the_items => self.warn(format!("{} was left out: {}", picture.path, failure.message)),
+                Err(failure) => return Err(failure),
             }
         }
         Ok(())
@@ -57,6 +53,9 @@ impl Unit<'_> {
         let parameters = self.calls.parameters();
         let (crops, failures) = self.timed(Stage::Crop, self.calls.crops(&probed.layer, probed.unit, &probed.top)).await?;
         for (picture, failure) in failures {
+            if !failure.is_the_items {
+                return Err(failure);
+            }
             let path = probed.top.get(picture).map_or("a picture", |picture| &picture.path);
             self.warn(format!("{path} was not cropped: {}", failure.message));
         }
@@ -72,14 +71,16 @@ impl Unit<'_> {
                 path: parent.path.clone(),
                 r#box: crop.r#box,
                 activation: crop.activation,
+                parent_digest: parent.digest.clone(),
                 ..Default::default()
             });
             self.result.crops.push(CroppedPicture {
                 digest: crop.digest.clone(),
                 path: parent.path.clone(),
                 r#box: crop.r#box,
-                activation: crop.activation,
+                activation: crop.activation.is_finite().then_some(crop.activation),
                 threshold: crop.threshold,
+                parent_digest: parent.digest.clone(),
             });
         }
         if top.not_finite() > 0 {
@@ -93,6 +94,7 @@ impl Unit<'_> {
             }
             _ => {}
         }
+        self.through(Stage::Crop);
         Ok(ActivatingImages(images))
     }
 }

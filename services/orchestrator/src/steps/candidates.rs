@@ -22,23 +22,30 @@ impl Unit<'_> {
                     self.warn(warning);
                 }
                 Ok(text) => image.caption = text,
-                Err(failure) => {
+                Err(failure) if failure.is_the_items => {
                     let warning = format!("{} was not captioned: {}", image.path, failure.message);
                     self.warn(warning);
                     last = Some(failure);
                 }
+                Err(failure) => return Err(failure),
             }
         }
         let captions: Vec<String> = self.result.images.iter().map(|image| image.caption.clone()).filter(|caption| !caption.is_empty()).collect();
         if captions.is_empty() {
             return Err(last.unwrap_or_else(|| Failure::new("no_caption", "all captions are empty")));
         }
+        self.through(Stage::Caption);
         Ok(captions)
     }
 
     /// Step 2B: the captions, simplified one by one, and N summaries of them, which make the candidate concepts T.
     pub(crate) async fn summarize(&mut self, captions: Vec<String>) -> Result<Vec<String>, Failure> {
-        let descriptions = if self.calls.parameters().simplify { self.simplify(captions).await } else { captions };
+        let descriptions = if self.calls.parameters().simplify { self.simplify(captions).await? } else { captions };
+        for image in &mut self.result.images {
+            if image.simplified.is_empty() {
+                image.simplified.clone_from(&image.caption);
+            }
+        }
         let parameters = self.calls.parameters();
         let asked: Vec<(u32, Vec<String>)> = (0..parameters.candidates)
             .map(|n| {
@@ -62,10 +69,11 @@ impl Unit<'_> {
                     }
                     self.result.answers.push(answer);
                 }
-                Err(failure) => {
+                Err(failure) if failure.is_the_items => {
                     self.warn(format!("summary {n} failed: {}", failure.message));
                     last = Some(failure);
                 }
+                Err(failure) => return Err(failure),
             }
         }
         let numbers: Vec<u32> = again.iter().map(|(n, _)| *n).collect();
@@ -76,17 +84,20 @@ impl Unit<'_> {
                     concepts[n as usize] = answers::read_again(&answer);
                     self.result.answers.push(answer);
                 }
-                Err(failure) => {
+                Err(failure) if failure.is_the_items => {
                     self.warn(format!("summary {n} failed when it was asked about again: {}", failure.message));
                     last = Some(failure);
                 }
+                Err(failure) => return Err(failure),
             }
         }
-        answers::candidates(&concepts).map_err(|e| last.unwrap_or_else(|| Failure::new(NO_CONCEPT, e.to_string())))
+        let candidates = answers::candidates(&concepts).map_err(|e| last.unwrap_or_else(|| Failure::new(NO_CONCEPT, e.to_string())))?;
+        self.through(Stage::Summarize);
+        Ok(candidates)
     }
 
-    /// Each caption by prompt 1; one that fails, or that nothing is left of, stays as it is.
-    async fn simplify(&mut self, captions: Vec<String>) -> Vec<String> {
+    /// Each caption by prompt 1; one that can't be asked about, or that nothing is left of, stays as it is.
+    async fn simplify(&mut self, captions: Vec<String>) -> Result<Vec<String>, Failure> {
         let simplified = self.timed(Stage::Summarize, self.calls.simplified(&captions)).await;
         let mut descriptions = Vec::with_capacity(captions.len());
         for (caption, simplified) in captions.into_iter().zip(simplified) {
@@ -96,16 +107,17 @@ impl Unit<'_> {
                     self.warn(format!("simplifying left nothing of {caption:?}, which is used as it is"));
                     caption.clone()
                 }
-                Err(failure) => {
+                Err(failure) if failure.is_the_items => {
                     self.warn(format!("{caption:?} was not simplified, and is used as it is: {}", failure.message));
                     caption.clone()
                 }
+                Err(failure) => return Err(failure),
             };
             for image in self.result.images.iter_mut().filter(|image| image.caption == caption) {
                 image.simplified.clone_from(&description);
             }
             descriptions.push(description);
         }
-        descriptions
+        Ok(descriptions)
     }
 }

@@ -6,11 +6,11 @@ mod select;
 
 use std::time::Instant;
 
-use dnd_proto::v1::{ProbedUnit, Stage, UnitResult, UnitState};
+use dnd_proto::v1::{ProbedUnit, Stage, StoredImages, UnitResult, UnitState};
 
 use crate::{calls::Calls, jobs::Job};
 
-pub(crate) use augment::ActivatingImages;
+use augment::ActivatingImages;
 
 /// Why a unit, or a part of it, failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,23 +19,29 @@ pub(crate) struct Failure {
     pub(crate) reason: String,
     /// A sentence.
     pub(crate) message: String,
+    /// Whether the item itself is at fault (a picture that can't be read, a text that is too long) and would be again. Such an item is left out and said;
+    /// any other failure is the service's, and a result without the item would be another than the method's: it fails the unit.
+    pub(crate) is_the_items: bool,
 }
 
 impl Failure {
     pub(crate) fn new(reason: &str, message: impl Into<String>) -> Self {
-        Self { reason: reason.to_owned(), message: message.into() }
+        Self { reason: reason.to_owned(), message: message.into(), is_the_items: false }
     }
 }
 
 /// A unit on its way through the steps.
 pub(crate) struct Unit<'j> {
     pub(crate) calls: &'j Calls,
-    pub(crate) job: &'j Job,
+    job: &'j Job,
     pub(crate) result: UnitResult,
+    /// The stages that it has still to go through.
+    stages: Vec<Stage>,
 }
 
 impl<'j> Unit<'j> {
-    pub(crate) fn new(calls: &'j Calls, job: &'j Job, probed: &ProbedUnit) -> Self {
+    /// A unit at its beginning, with the stages that it will go through.
+    pub(crate) fn new(calls: &'j Calls, job: &'j Job, probed: &ProbedUnit, stages: &[Stage]) -> Self {
         let result = UnitResult {
             layer: probed.layer.clone(),
             unit: probed.unit,
@@ -44,7 +50,7 @@ impl<'j> Unit<'j> {
             highest: probed.highest,
             ..Default::default()
         };
-        Self { calls, job, result }
+        Self { calls, job, result, stages: stages.to_vec() }
     }
 
     /// Runs a part of a stage, counting its time.
@@ -59,53 +65,76 @@ impl<'j> Unit<'j> {
         self.result.warnings.push(warning);
     }
 
-    fn failed(mut self, failure: Failure) -> UnitResult {
-        self.result.state = UnitState::Failed.into();
-        self.result.reason = failure.reason;
-        self.result.message = failure.message;
+    /// The unit is through a stage.
+    pub(crate) fn through(&mut self, stage: Stage) {
+        self.stages.retain(|left| *left != stage);
+        self.job.step(stage);
+    }
+
+    /// What came of the unit. Stages that it did not get to are done for it.
+    pub(crate) fn end(mut self, outcome: Result<(), Failure>) -> UnitResult {
+        for stage in std::mem::take(&mut self.stages) {
+            self.job.step(stage);
+        }
+        if let Err(failure) = outcome {
+            self.result.state = UnitState::Failed.into();
+            self.result.reason = failure.reason;
+            self.result.message = failure.message;
+        }
         self.result
     }
 }
 
+/// The stages that a unit goes through after the probing pass, and those of a selection over a probing set, or over stored images.
+pub(crate) const STAGES: [Stage; 5] = [Stage::Crop, Stage::Caption, Stage::Summarize, Stage::Generate, Stage::Score];
+pub(crate) const STAGES_OF_SELECTION: [Stage; 3] = [Stage::Crop, Stage::Generate, Stage::Score];
+pub(crate) const STAGES_OF_STORED_SELECTION: [Stage; 2] = [Stage::Generate, Stage::Score];
+
 /// Labels a unit that the probing pass has found the top pictures of.
 pub(crate) async fn dissect(calls: &Calls, job: &Job, probed: ProbedUnit) -> UnitResult {
-    let mut unit = Unit::new(calls, job, &probed);
-    let outcome = three_steps(&mut unit, probed).await;
-    match outcome {
-        Ok(()) => unit.result,
-        Err(failure) => unit.failed(failure),
-    }
+    let mut unit = Unit::new(calls, job, &probed, &STAGES);
+    let outcome = three_steps(&mut unit, &probed).await;
+    unit.end(outcome)
 }
 
-async fn three_steps(unit: &mut Unit<'_>, probed: ProbedUnit) -> Result<(), Failure> {
+async fn three_steps(unit: &mut Unit<'_>, probed: &ProbedUnit) -> Result<(), Failure> {
     // Step 1 (3.1): the probing set, augmented with attention crops; of both the highest activating images.
-    unit.keep_probed(&probed).await?;
+    unit.keep_probed(probed).await?;
     if probed.dead {
         unit.result.state = UnitState::Dead.into();
         return Ok(());
     }
-    let images = unit.augment(&probed).await?;
-    unit.job.step(Stage::Crop);
+    let images = unit.augment(probed).await?;
 
     // Step 2 (3.2): captions of the images, and what they share.
     let captions = unit.caption(&images).await?;
-    unit.job.step(Stage::Caption);
     let candidates = unit.summarize(captions).await?;
-    unit.job.step(Stage::Summarize);
 
     // Step 3 (3.3): pictures drawn of each candidate decide.
     unit.select(&candidates, &images).await
 }
 
-/// Step 3 alone (3.3): the caller's candidates on a unit's highest activating images.
-pub(crate) async fn select(calls: &Calls, job: &Job, unit: Unit<'_>, candidates: &[String], images: Result<ActivatingImages, Failure>) -> UnitResult {
-    let mut unit = Unit { calls, job, ..unit };
-    let outcome = match images {
-        Ok(images) => unit.select(candidates, &images).await,
-        Err(failure) => Err(failure),
+/// Step 3 alone (3.3), over a probing set: the caller's candidates on the unit's highest activating images.
+pub(crate) async fn select(calls: &Calls, job: &Job, probed: ProbedUnit, candidates: &[String]) -> UnitResult {
+    let mut unit = Unit::new(calls, job, &probed, &STAGES_OF_SELECTION);
+    let outcome = async {
+        unit.keep_probed(&probed).await?;
+        if probed.dead {
+            return Err(Failure::new("dead", "all its finite activations over the probing set are equal: no concept fits it better than another"));
+        }
+        let images = unit.augment(&probed).await?;
+        unit.result.images = images.0.clone();
+        unit.select(candidates, &images).await
     };
-    match outcome {
-        Ok(()) => unit.result,
-        Err(failure) => unit.failed(failure),
-    }
+    let outcome = outcome.await;
+    unit.end(outcome)
+}
+
+/// Step 3 alone (3.3), over the images of an earlier result.
+pub(crate) async fn select_stored(calls: &Calls, job: &Job, unit: &ProbedUnit, candidates: &[String], images: StoredImages) -> UnitResult {
+    let mut unit = Unit::new(calls, job, unit, &STAGES_OF_STORED_SELECTION);
+    let images = ActivatingImages(images.images);
+    unit.result.images = images.0.clone();
+    let outcome = unit.select(candidates, &images).await;
+    unit.end(outcome)
 }

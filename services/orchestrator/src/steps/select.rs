@@ -15,22 +15,20 @@ use crate::calls::Drawing;
 impl Unit<'_> {
     /// Draws pictures of each candidate, shows them to the network, and ranks the candidates; the best is the label.
     pub(crate) async fn select(&mut self, candidates: &[String], images: &ActivatingImages) -> Result<(), Failure> {
-        let pictures = self.draw(candidates).await;
-        self.job.step(Stage::Generate);
-        let ranked = self.rank(candidates, pictures, images).await?;
-        let labels = self.labels(&ranked).await?;
-        self.job.step(Stage::Score);
-        let label =
-            labels.first().cloned().ok_or_else(|| Failure::new("no_usable_picture", "none of the pictures drawn of the candidate concepts can be used"));
-        self.result.concepts = ranked;
-        self.result.label = label?;
+        let pictures = self.draw(candidates).await?;
+        self.through(Stage::Generate);
+        self.result.concepts = self.rank(candidates, pictures, images).await?;
+        let labels = self.labels().await?;
+        let label = labels.first().cloned();
+        self.result.label = label.ok_or_else(|| Failure::new("no_usable_picture", "none of the pictures drawn of the candidate concepts can be used"))?;
         self.result.labels = labels;
         self.result.state = UnitState::Labelled.into();
+        self.through(Stage::Score);
         Ok(())
     }
 
     /// Q pictures of each candidate (3.3, step 1), in the order of the candidates.
-    async fn draw(&mut self, candidates: &[String]) -> Vec<Vec<GeneratedPicture>> {
+    async fn draw(&mut self, candidates: &[String]) -> Result<Vec<Vec<GeneratedPicture>>, Failure> {
         let count = self.calls.parameters().images_per_concept;
         let wanted: Vec<(String, u32)> = candidates.iter().flat_map(|concept| (0..count).map(move |index| (concept.clone(), index))).collect();
         let drawn = self.timed(Stage::Generate, self.calls.drawings(&wanted)).await;
@@ -39,14 +37,15 @@ impl Unit<'_> {
             let (digest, unusable) = match drawn {
                 Ok(Drawing::Picture(digest)) => (digest, String::new()),
                 Ok(Drawing::Unusable(reason)) => (String::new(), reason),
-                Err(failure) => {
+                Err(failure) if failure.is_the_items => {
                     self.warn(format!("picture {index} of {concept:?} was not drawn: {}", failure.message));
                     (String::new(), failure.message)
                 }
+                Err(failure) => return Err(failure),
             };
             pictures.push(GeneratedPicture { index: *index, digest, unusable, ..Default::default() });
         }
-        pictures.chunks(count as usize).map(<[_]>::to_vec).collect()
+        Ok(pictures.chunks(count as usize).map(<[_]>::to_vec).collect())
     }
 
     /// Activations of the drawn pictures (3.3, step 2), their ranks (step 3), and the candidates' scores (step 4).
@@ -68,7 +67,8 @@ impl Unit<'_> {
         for (image, embedding) in images.0.iter().zip(activating) {
             match embedding {
                 Ok(embedding) => embedded.push(Embedding::clone(&embedding)),
-                Err(failure) => self.warn(format!("{} was left out of the image products: {}", image.path, failure.message)),
+                Err(failure) if failure.is_the_items => self.warn(format!("{} was left out of the image products: {}", image.path, failure.message)),
+                Err(failure) => return Err(failure),
             }
         }
         let seen: HashMap<String, (Result<f32, Failure>, Result<_, Failure>)> = drawn.into_iter().zip(activations.into_iter().zip(embeddings)).collect();
@@ -77,7 +77,8 @@ impl Unit<'_> {
             match seen.get(&picture.digest) {
                 Some((Ok(activation), _)) if !activation.is_finite() => picture.unusable = "the unit's activation on it is not finite".to_owned(),
                 Some((Ok(activation), Ok(_))) => picture.activation = Some(*activation),
-                Some((Err(failure), _) | (_, Err(failure))) => picture.unusable = failure.message.clone(),
+                Some((Err(failure), _) | (_, Err(failure))) if failure.is_the_items => picture.unusable = failure.message.clone(),
+                Some((Err(failure), _) | (_, Err(failure))) => return Err(failure.clone()),
                 None => {}
             }
         }
@@ -110,9 +111,9 @@ impl Unit<'_> {
     }
 
     /// The best concepts that say different things (A.5).
-    async fn labels(&self, ranked: &[RankedConcept]) -> Result<Vec<String>, Failure> {
+    async fn labels(&self) -> Result<Vec<String>, Failure> {
+        let ranked = self.result.concepts.iter();
         let best: Vec<String> = ranked
-            .iter()
             .filter(|concept| concept.score.is_some())
             .take(self.calls.parameters().labels as usize)
             .map(|concept| concept.concept.clone())

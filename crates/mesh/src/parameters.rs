@@ -1,26 +1,19 @@
 //! The method's constants between the wire and the method.
 
-use dnd_mesh::Fault;
 use dnd_method::parameters::{GeneratedSubset, Parameters, Scoring, Summary, TokenSummary};
 use dnd_proto::v1 as proto;
 
+use crate::Fault;
+
 /// The constants of a request, defaults filled in and ranges checked; the fault names the field.
-pub(crate) fn from_request(said: Option<&proto::Parameters>) -> Result<Parameters, Fault> {
+pub fn from_request(said: Option<&proto::Parameters>) -> Result<Parameters, Fault> {
     let nothing = proto::Parameters::default();
     let said = said.unwrap_or(&nothing);
     let usual = Parameters::default();
     let parameters = Parameters {
         seed: said.seed.unwrap_or(usual.seed),
-        summary: match said.summary() {
-            proto::Summary::Unspecified => usual.summary,
-            proto::Summary::Mean => Summary::Mean,
-            proto::Summary::Max => Summary::Max,
-        },
-        token_summary: match said.token_summary() {
-            proto::TokenSummary::Unspecified => usual.token_summary,
-            proto::TokenSummary::Class => TokenSummary::Class,
-            proto::TokenSummary::PatchMean => TokenSummary::PatchMean,
-        },
+        summary: summary_from(said.summary()),
+        token_summary: token_summary_from(said.token_summary()),
         probe_images: said.probe_images.unwrap_or(usual.probe_images),
         crops_per_image: said.crops_per_image.unwrap_or(usual.crops_per_image),
         crop_iou: said.crop_iou.unwrap_or(usual.crop_iou),
@@ -54,16 +47,20 @@ pub(crate) fn from_request(said: Option<&proto::Parameters>) -> Result<Parameter
         labels: said.labels.unwrap_or(usual.labels),
         label_similarity: said.label_similarity.unwrap_or(usual.label_similarity),
     };
-    match parameters.validate() {
-        Ok(()) => Ok(parameters),
-        Err(wrong) => {
-            Err(wrong.first().map_or_else(|| Fault::field("parameters", "out of range"), |e| Fault::field(format!("parameters.{}", e.field), e.to_string())))
-        }
+    check(parameters, "parameters.")
+}
+
+/// The constants if each is in its range; the fault names the first that is not, its name after `prefix`.
+pub fn check(parameters: Parameters, prefix: &str) -> Result<Parameters, Fault> {
+    let wrong = parameters.validate().err().and_then(|wrong| wrong.into_iter().next());
+    match wrong {
+        None => Ok(parameters),
+        Some(wrong) => Err(Fault::field(format!("{prefix}{}", wrong.field), wrong.to_string())),
     }
 }
 
 /// The constants as messages have them, every field set.
-pub(crate) fn to_message(parameters: &Parameters) -> proto::Parameters {
+pub fn to_message(parameters: &Parameters) -> proto::Parameters {
     proto::Parameters {
         seed: Some(parameters.seed),
         summary: summary(parameters).into(),
@@ -103,14 +100,34 @@ pub(crate) fn to_message(parameters: &Parameters) -> proto::Parameters {
     }
 }
 
-pub(crate) fn summary(parameters: &Parameters) -> proto::Summary {
+/// `g` as messages have it; unset means the paper's.
+pub fn summary_from(said: proto::Summary) -> Summary {
+    match said {
+        proto::Summary::Unspecified => Summary::default(),
+        proto::Summary::Mean => Summary::Mean,
+        proto::Summary::Max => Summary::Max,
+    }
+}
+
+/// Which token counts, as messages have it; unset means the class token.
+pub fn token_summary_from(said: proto::TokenSummary) -> TokenSummary {
+    match said {
+        proto::TokenSummary::Unspecified => TokenSummary::default(),
+        proto::TokenSummary::Class => TokenSummary::Class,
+        proto::TokenSummary::PatchMean => TokenSummary::PatchMean,
+    }
+}
+
+/// `g` for a message.
+pub fn summary(parameters: &Parameters) -> proto::Summary {
     match parameters.summary {
         Summary::Mean => proto::Summary::Mean,
         Summary::Max => proto::Summary::Max,
     }
 }
 
-pub(crate) fn token_summary(parameters: &Parameters) -> proto::TokenSummary {
+/// Which token counts, for a message.
+pub fn token_summary(parameters: &Parameters) -> proto::TokenSummary {
     match parameters.token_summary {
         TokenSummary::Class => proto::TokenSummary::Class,
         TokenSummary::PatchMean => proto::TokenSummary::PatchMean,
