@@ -11,7 +11,7 @@ use dnd_mesh::parameters::check;
 use dnd_method::parameters::{GeneratedSubset, Parameters, Scoring, Summary, TokenSummary};
 use dnd_onnx::runtime::EngineArgs;
 use dnd_orchestrator::OrchestratorArgs;
-use serde::de::{Deserialize as _, DeserializeOwned, IntoDeserializer, value};
+use serde::de::{DeserializeOwned, IntoDeserializer, value};
 
 use crate::problem::Problem;
 

@@ -52,7 +52,9 @@ impl TargetFile {
         }
         // Looked at here, where its name is known.
         let (network, path) = (self.path.clone(), self.path.clone());
-        let external = tokio::task::spawn_blocking(move || Network::read(&network)?.external_files()).await.map_err(|_| Problem::failure("the look at the network panicked"))??;
+        let external = tokio::task::spawn_blocking(move || Network::read(&network)?.external_files())
+            .await
+            .map_err(|_| Problem::failure("the look at the network panicked"))??;
         if !external.is_empty() {
             return Err(Problem::input(format!("{}: the network has external data, which can't be sent to an endpoint; save it as one file", path.display())));
         }

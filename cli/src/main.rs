@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{demo, dissect, doctor, layers, models, select, up};
+use problem::unless_interrupted;
 
 /// Labels neurons of vision networks in words (Describe-and-Dissect), with the evidence for each label.
 #[derive(Debug, Parser)]
@@ -51,10 +52,10 @@ async fn main() -> ExitCode {
     let outcome = match command {
         Command::Demo(args) => demo::run(args).await,
         Command::Dissect(args) => dissect::run(args).await,
-        Command::Layers(args) => layers::run(args).await,
-        Command::Select(args) => select::run(args).await,
-        Command::Models(args) => models::run(args).await,
-        Command::Doctor(args) => doctor::run(args).await,
+        Command::Layers(args) => unless_interrupted(layers::run(args)).await,
+        Command::Select(args) => unless_interrupted(select::run(args)).await,
+        Command::Models(args) => unless_interrupted(models::run(args)).await,
+        Command::Doctor(args) => unless_interrupted(doctor::run(args)).await,
         Command::Up(args) => up::run(args, &log).await,
     };
     outcome.unwrap_or_else(|problem| {

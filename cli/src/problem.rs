@@ -18,6 +18,8 @@ enum Kind {
     Input,
     /// It could be right, and failed: exit code 1.
     Failure,
+    /// Ctrl-C ended it.
+    Interrupted,
 }
 
 /// Exit code of a command that Ctrl-C ended.
@@ -47,7 +49,16 @@ impl Problem {
         match self.kind {
             Kind::Input => ExitCode::from(2),
             Kind::Failure => ExitCode::from(1),
+            Kind::Interrupted => ExitCode::from(INTERRUPTED),
         }
+    }
+}
+
+/// Does some work unless Ctrl-C is pressed first; then what the work holds, such as files of its own, is let go.
+pub(crate) async fn unless_interrupted<T>(work: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
+    tokio::select! {
+        done = work => done,
+        _ = tokio::signal::ctrl_c() => Err(Problem { message: "interrupted".to_owned(), kind: Kind::Interrupted }),
     }
 }
 

@@ -27,7 +27,7 @@ from . import export, texts
 from .common import SKETCH, TRAIN_SEED, WORK, Checkpoint, Drawn, Ema, Log, drawn, one_thread, rate_factor, write_json
 
 PATCH, CHANNELS, WIDTH = 4, 16, 96
-SCENES, STEPS, BATCH, RATE = 60_000, 40_000, 64, 1e-3
+SCENES, STEPS, BATCH, RATE = 60_000, 14_000, 64, 1e-3
 SCHEDULE = {"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
 NAME = "denoiser"
 FOLDER = SKETCH / "diffusion"

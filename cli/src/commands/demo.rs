@@ -18,7 +18,7 @@ use crate::{
     local::Suite,
     mesh::Mesh,
     out::Folder,
-    problem::{INTERRUPTED, Problem},
+    problem::{INTERRUPTED, Problem, unless_interrupted},
 };
 
 /// Labels all units of a hand-built network, whose concepts are known, and 20 units of a trained one, with the sketch suite.
@@ -54,7 +54,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
     println!("Labelling the neurons of two small networks: {} units whose concepts are known, and 20 of a trained one.", marks.units.len());
     println!("Pictures are drawn in {STEPS} steps; the method's default is 50.");
     let parameters = Parameters { num_inference_steps: STEPS, ..Parameters::default() };
-    let mesh = Mesh::load(suite, &mesh_args).await?;
+    let mesh = unless_interrupted(Mesh::load(suite, &mesh_args)).await?;
 
     let folder = Folder::new(&args.out.join("planted"), true)?;
     let layers = marks.layers().map(|layer| LayerUnits { layer: layer.to_owned(), units: Vec::new() }).collect();

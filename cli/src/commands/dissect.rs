@@ -12,7 +12,7 @@ use crate::{
     inputs::{Images, TargetFile},
     mesh::Mesh,
     out::{self, Folder},
-    problem::{INTERRUPTED, Problem},
+    problem::{INTERRUPTED, Problem, unless_interrupted},
     watch::Watch,
 };
 
@@ -63,11 +63,15 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
     let units = args.units.unwrap_or_default().0;
     let layers: Vec<LayerUnits> = args.layer.iter().map(|layer| LayerUnits { layer: layer.trim().to_owned(), units: units.clone() }).collect();
     if args.dry_run {
-        return dry_run(&args.mesh, &target, layers, &images, &parameters).await;
+        return unless_interrupted(dry_run(&args.mesh, &target, layers, &images, &parameters)).await;
     }
     let folder = Folder::new(&args.out, args.fresh)?;
-    let mesh = Mesh::open(&args.mesh).await?;
-    let request = request(target.give(&mesh).await?, layers, images.give(&mesh).await?, &parameters);
+    let (mesh, request) = unless_interrupted(async {
+        let mesh = Mesh::open(&args.mesh).await?;
+        let request = request(target.give(&mesh).await?, layers, images.give(&mesh).await?, &parameters);
+        Ok((mesh, request))
+    })
+    .await?;
     let Ran { folder, interrupted, .. } = dissect(mesh, request, folder).await?;
     summarise(&folder, interrupted)
 }
@@ -208,7 +212,11 @@ async fn dry_run(args: &MeshArgs, target: &TargetFile, layers: Vec<LayerUnits>, 
     let probing = seconds(&|time| time.stage() == Stage::Probe) * pictures as f64 / done.pictures.max(1) as f64;
     let labelling = seconds(&|time| time.stage() != Stage::Probe) * count as f64 / tried;
     let space = folder_size(trial.path()) as f64 * count as f64 / tried;
-    println!("time    about {} for the probing pass, at most {} for the units (less where they share pictures and concepts)", duration(probing), duration(labelling));
+    println!(
+        "time    about {} for the probing pass, at most {} for the units (less where they share pictures and concepts)",
+        duration(probing),
+        duration(labelling)
+    );
     println!("space   at most {:.1} MB in --out", space / 1e6);
     Ok(ExitCode::SUCCESS)
 }

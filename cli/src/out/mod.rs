@@ -87,6 +87,7 @@ impl Folder {
             skipped: Vec::new(),
             pictures: HashSet::new(),
             accepted: None,
+            warnings: Vec::new(),
             started: SystemTime::now(),
         })
     }

@@ -156,7 +156,11 @@ impl Blobs {
         let found = digest_of(&path).await.map_err(storage)?;
         if found != *digest {
             fs::remove_file(&path).await.map_err(storage)?;
-            return Err(Fault::new(Code::DataLoss, "DIGEST_MISMATCH", format!("what arrived as {digest} has the digest {found}; it was thrown away, upload it again")));
+            return Err(Fault::new(
+                Code::DataLoss,
+                "DIGEST_MISMATCH",
+                format!("what arrived as {digest} has the digest {found}; it was thrown away, upload it again"),
+            ));
         }
         fs::rename(&path, self.folder.join(digest)).await.map_err(storage)?;
         Ok(true)
@@ -204,12 +208,16 @@ pub async fn upload(mut service: UploadServiceClient<Channel>, mut digests: Vec<
         }
         let files = missing
             .iter()
-            .map(|blob| path(&blob.digest).ok_or_else(|| Fault::new(Code::FailedPrecondition, "NOT_UPLOADED", format!("{} is not here to be passed on", blob.digest))))
+            .map(|blob| {
+                path(&blob.digest).ok_or_else(|| Fault::new(Code::FailedPrecondition, "NOT_UPLOADED", format!("{} is not here to be passed on", blob.digest)))
+            })
             .collect::<Result<Vec<_>, _>>()?;
         let (sender, pieces) = mpsc::channel(4);
         let send = async move {
             for (MissingBlob { digest, received }, file) in missing.into_iter().zip(files) {
-                send_file(&sender, digest, received, &file).await.map_err(|e| Fault::new(Code::FailedPrecondition, "UNREADABLE_FILE", format!("{}: {e}", file.display())))?;
+                send_file(&sender, digest, received, &file)
+                    .await
+                    .map_err(|e| Fault::new(Code::FailedPrecondition, "UNREADABLE_FILE", format!("{}: {e}", file.display())))?;
             }
             Ok::<_, Fault>(())
         };

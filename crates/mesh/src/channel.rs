@@ -36,7 +36,11 @@ fn endpoint(url: &str) -> Result<Endpoint, Fault> {
     if endpoint.uri().host().is_none_or(str::is_empty) {
         return Err(invalid("no host".to_owned()));
     }
-    Ok(endpoint.initial_connection_window_size(CONNECTION_WINDOW).connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).http2_keep_alive_interval(Duration::from_secs(30)))
+    Ok(endpoint
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(30)))
 }
 
 fn innermost(error: &dyn std::error::Error) -> String {

@@ -198,7 +198,8 @@ async fn mark(health: &HealthReporter, names: &[&'static str], status: ServingSt
 
 /// What a caller asked wrongly is told to the caller, and is no line in this service's log of failures.
 fn callers_faults_are_no_failures() -> SharedClassifier<GrpcErrorsAsFailures> {
-    let codes = [GrpcCode::InvalidArgument, GrpcCode::NotFound, GrpcCode::FailedPrecondition, GrpcCode::OutOfRange, GrpcCode::AlreadyExists, GrpcCode::Cancelled];
+    let codes =
+        [GrpcCode::InvalidArgument, GrpcCode::NotFound, GrpcCode::FailedPrecondition, GrpcCode::OutOfRange, GrpcCode::AlreadyExists, GrpcCode::Cancelled];
     SharedClassifier::new(codes.into_iter().fold(GrpcErrorsAsFailures::new(), GrpcErrorsAsFailures::with_success))
 }
 

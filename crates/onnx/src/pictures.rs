@@ -59,7 +59,11 @@ pub fn in_folder(root: &Path) -> io::Result<Listing> {
             Ok(_) => {}
             Err(error) if error.depth() > 0 => {
                 let path = error.path().map(name).unwrap_or_default();
-                let reason = if error.loop_ancestor().is_some() { "a link that leads in a circle".to_owned() } else { error.io_error().map(ToString::to_string).unwrap_or_default() };
+                let reason = if error.loop_ancestor().is_some() {
+                    "a link that leads in a circle".to_owned()
+                } else {
+                    error.io_error().map(ToString::to_string).unwrap_or_default()
+                };
                 listing.unreadable.push((path, reason));
             }
             Err(error) => return Err(error.into()),
@@ -245,7 +249,9 @@ impl Preprocessor {
         // A picture that is much longer than it is wide, brought to the network's size by its shorter side.
         if u64::from(width) * u64::from(height) > MOST_RESIZED {
             let (from_width, from_height) = picture.dimensions();
-            return Err(Error::Picture(format!("{from_width} x {from_height} is too thin: it would be resized to {width} x {height} before its centre is cropped")));
+            return Err(Error::Picture(format!(
+                "{from_width} x {from_height} is too thin: it would be resized to {width} x {height} before its centre is cropped"
+            )));
         }
         let resized = resize(picture, width, height, self.filter, self.nearest)?;
         let (left, top) = ((width - self.width) / 2, (height - self.height) / 2);

@@ -176,7 +176,9 @@ fn find_library() -> Result<PathBuf, String> {
     let beside = env::current_exe().ok().and_then(|exe| exe.parent().map(|folder| folder.join(LIBRARY)));
     match beside {
         Some(path) if path.is_file() => Ok(path),
-        _ => Err(format!("{LIBRARY} is not beside the program; put it there, or say where it is with {VARIABLE} (`make setup` puts it at third_party/onnxruntime/lib in the project)")),
+        _ => Err(format!(
+            "{LIBRARY} is not beside the program; put it there, or say where it is with {VARIABLE} (`make setup` puts it at third_party/onnxruntime/lib in the project)"
+        )),
     }
 }
 

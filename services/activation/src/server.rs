@@ -117,7 +117,11 @@ impl ActivationService for Server {
 }
 
 fn check_count(pictures: usize) -> Result<(), Fault> {
-    if (1..=MOST_PICTURES).contains(&pictures) { Ok(()) } else { Err(Fault::field("pictures", format!("{pictures} pictures; 1 to {MOST_PICTURES} go in one call"))) }
+    if (1..=MOST_PICTURES).contains(&pictures) {
+        Ok(())
+    } else {
+        Err(Fault::field("pictures", format!("{pictures} pictures; 1 to {MOST_PICTURES} go in one call")))
+    }
 }
 
 /// The asked-for units' activations out of those of all.

@@ -441,6 +441,17 @@ impl Patience {
     }
 }
 
+/// Makes a call again while its service is still loading its model.
+pub(crate) async fn once_loaded<T, F: Future<Output = Result<T, Status>>>(call: impl Fn() -> F) -> Result<T, Status> {
+    let mut patience = Patience::default();
+    loop {
+        match call().await {
+            Err(status) if fault::reason_of(&status).as_deref() == Some("MODEL_LOADING") && patience.wait_after(&status).await => {}
+            answered => return answered,
+        }
+    }
+}
+
 /// Whether a status says that the service was not there, or not to the end. A broken connection has many codes, and never a reason of ours.
 fn is_away(status: &Status) -> bool {
     let broken = matches!(status.code(), Code::Unknown | Code::Cancelled | Code::Internal) && fault::reason_of(status).is_none();

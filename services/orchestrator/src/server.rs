@@ -32,7 +32,7 @@ use tokio_util::sync::DropGuard;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::{
-    calls::Calls,
+    calls::{Calls, once_loaded},
     jobs::{Job, Jobs},
     models::Models,
     steps::{self, STAGES, STAGES_OF_SELECTION, STAGES_OF_STORED_SELECTION},
@@ -267,15 +267,21 @@ impl Orchestrator {
     }
 
     async fn provenance(&self, described: &DescribeTargetResponse, parameters: &Parameters) -> Result<Provenance, Fault> {
-        let Models { activation, captioner, summarizer, diffusion, clip, .. } = &self.models;
-        let (mut activation, mut captioner, mut summarizer, mut diffusion, mut clip) =
-            (activation.clone(), captioner.clone(), summarizer.clone(), diffusion.clone(), clip.clone());
+        // A mesh that was just started is waited for; one that is not there is told at once.
+        macro_rules! model_of {
+            ($service:ident, $request:ident) => {
+                once_loaded(|| {
+                    let mut client = self.models.$service.clone();
+                    async move { client.get_model($request {}).await }
+                })
+            };
+        }
         let (activation, captioner, summarizer, diffusion, clip) = tokio::join!(
-            activation.get_model(ActivationServiceGetModelRequest {}),
-            captioner.get_model(CaptionServiceGetModelRequest {}),
-            summarizer.get_model(SummaryServiceGetModelRequest {}),
-            diffusion.get_model(DiffusionServiceGetModelRequest {}),
-            clip.get_model(EmbeddingServiceGetModelRequest {}),
+            model_of!(activation, ActivationServiceGetModelRequest),
+            model_of!(captioner, CaptionServiceGetModelRequest),
+            model_of!(summarizer, SummaryServiceGetModelRequest),
+            model_of!(diffusion, DiffusionServiceGetModelRequest),
+            model_of!(clip, EmbeddingServiceGetModelRequest),
         );
         Ok(Provenance {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -47,6 +47,8 @@ struct Behaviour {
     activation: Option<fn(&[u8]) -> f32>,
     /// Calls that the captioner refuses before it answers.
     away: AtomicUsize,
+    /// Times that the captioner says that its model is being loaded.
+    loading: AtomicUsize,
     captions: AtomicUsize,
     drawings: AtomicUsize,
     runs: AtomicUsize,
@@ -137,6 +139,9 @@ impl activation::ActivationService for Fakes {
 #[tonic::async_trait]
 impl captioner::CaptionService for Fakes {
     async fn get_model(&self, _: Request<proto::CaptionServiceGetModelRequest>) -> Result<Response<proto::CaptionServiceGetModelResponse>, Status> {
+        if self.0.loading.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |loading| loading.checked_sub(1)).is_ok() {
+            return Err(Fault::new(Code::Unavailable, "MODEL_LOADING", "the model is still being loaded").into());
+        }
         Ok(Response::new(proto::CaptionServiceGetModelResponse { model: model() }))
     }
 
@@ -362,6 +367,13 @@ async fn a_service_that_is_away_for_a_moment_costs_a_moment() {
     let (units, calls) = run(Behaviour { away: AtomicUsize::new(2), ..Default::default() }).await;
     assert!(units.iter().all(|unit| unit.state() == UnitState::Labelled));
     assert_eq!(calls.captions.load(Ordering::Relaxed), 3);
+}
+
+#[tokio::test]
+async fn a_service_that_is_still_loading_its_model_is_waited_for() {
+    let (units, calls) = run(Behaviour { loading: AtomicUsize::new(2), ..Default::default() }).await;
+    assert!(units.iter().all(|unit| unit.state() == UnitState::Labelled));
+    assert_eq!(calls.loading.load(Ordering::Relaxed), 0);
 }
 
 #[tokio::test]

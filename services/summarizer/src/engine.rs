@@ -79,7 +79,8 @@ impl Summarizer {
         let mut runners =
             (0..args.session_count()).map(|_| Ok(Runner { decoder: Decoder::load(&file, args)?, ends: ends.clone() })).collect::<Result<Vec<_>, Error>>()?;
         for runner in &mut runners {
-            runner.generate(&[Prompt { tokens: vec![0, 0], text: String::new(), seed: 0, attempt: 0, temperature: 0.0, max_new_tokens: 1 }], &Stop::default())?;
+            runner
+                .generate(&[Prompt { tokens: vec![0, 0], text: String::new(), seed: 0, attempt: 0, temperature: 0.0, max_new_tokens: 1 }], &Stop::default())?;
         }
         let model = folder.model(
             &config.model_type,

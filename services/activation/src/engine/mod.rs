@@ -102,7 +102,16 @@ impl Activation {
     /// An engine that finds uploads in `blobs`.
     pub fn new(args: EngineArgs, limits: ActivationArgs, blobs: Arc<Blobs>) -> Self {
         let targets = limits.targets;
-        Self { args, limits, blobs, digests: Cache::new(DIGESTS), networks: Cache::new(targets), described: Cache::new(targets), cuts: Cache::new(targets), sets: Cache::new(LISTINGS) }
+        Self {
+            args,
+            limits,
+            blobs,
+            digests: Cache::new(DIGESTS),
+            networks: Cache::new(targets),
+            described: Cache::new(targets),
+            cuts: Cache::new(targets),
+            sets: Cache::new(LISTINGS),
+        }
     }
 
     /// What runs the targets.
@@ -143,7 +152,9 @@ impl Activation {
 
     fn target_file(&self, target: &proto::Target) -> Result<PathBuf, Fault> {
         if target.uri.is_empty() {
-            let missing = || Fault::new(Code::FailedPrecondition, "NOT_UPLOADED", format!("the target {:?} was not uploaded, and no URI says where it is", target.digest));
+            let missing = || {
+                Fault::new(Code::FailedPrecondition, "NOT_UPLOADED", format!("the target {:?} was not uploaded, and no URI says where it is", target.digest))
+            };
             return self.blobs.path(&target.digest).ok_or_else(missing);
         }
         probing_set::local_path(&target.uri, "target.uri")

@@ -234,9 +234,10 @@ fn map(outputs: &SessionOutputs<'_>, layer: &LayerInfo, reading: Reading, row: u
 fn check_tokens(layer: &LayerInfo, reading: Reading) -> Result<(), Error> {
     let LayerKind::Tokens { tokens } = layer.kind else { return Ok(()) };
     match (first_patch(tokens), reading.token_summary) {
-        (Ok(0), TokenSummary::Class) => {
-            Err(Error::Graph(format!("layer {:?} has {tokens} tokens, a grid without a class token: its units can be read with token_summary patch_mean", layer.name)))
-        }
+        (Ok(0), TokenSummary::Class) => Err(Error::Graph(format!(
+            "layer {:?} has {tokens} tokens, a grid without a class token: its units can be read with token_summary patch_mean",
+            layer.name
+        ))),
         (Err(problem), TokenSummary::PatchMean) => Err(Error::Graph(format!("layer {:?}: {problem}", layer.name))),
         _ => Ok(()),
     }

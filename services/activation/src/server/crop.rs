@@ -126,7 +126,12 @@ impl Cropper {
                 let pixels = image::imageops::crop_imm(&picture, area.left, area.top, area.right - area.left, area.bottom - area.top).to_image();
                 let png = encode_png(&pixels)?;
                 if png.len() > MAX_PICTURE_BYTES {
-                    let message = format!("a crop of {} x {} pixels is {} bytes as PNG; at most {MAX_PICTURE_BYTES} are sent", pixels.width(), pixels.height(), png.len());
+                    let message = format!(
+                        "a crop of {} x {} pixels is {} bytes as PNG; at most {MAX_PICTURE_BYTES} are sent",
+                        pixels.width(),
+                        pixels.height(),
+                        png.len()
+                    );
                     return Err(Fault::new(tonic::Code::OutOfRange, "CROP_TOO_LARGE", message));
                 }
                 Ok(Cutting { png, pixels: Arc::new(pixels), area, threshold })

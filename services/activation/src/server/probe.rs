@@ -72,7 +72,11 @@ impl Pass {
         let collector = Arc::new(Collector::new(units, top, self.activation.map_memory()));
         let (digests, mut total) = self.over_all(&collector).await?;
         if digests.is_empty() {
-            return Err(Fault::new(Code::InvalidArgument, "NO_GOOD_PICTURES", format!("none of the {} pictures of the probing set can be used", self.set.len())));
+            return Err(Fault::new(
+                Code::InvalidArgument,
+                "NO_GOOD_PICTURES",
+                format!("none of the {} pictures of the probing set can be used", self.set.len()),
+            ));
         }
         // Units go out in groups, so that the maps that had not fitted are in memory for one group at a time.
         let mut found = collector.finish().into_iter().peekable();
@@ -193,7 +197,7 @@ impl Pass {
         let limit = self.activation.picture_limits().bytes;
         let reruns = wanted.len() as u64;
         let units = |places: &[(usize, usize)]| places.iter().filter_map(|(i, _)| found.get(*i)).map(|found| (found.layer, vec![found.unit])).collect();
-        let jobs: Vec<(u64, Vec<(usize, usize)>, Arc<Collector>)> = wanted
+        let jobs: Vec<_> = wanted
             .into_iter()
             .map(|(index, places)| {
                 let collector = Arc::new(Collector::new(units(&places), 1, usize::MAX));
@@ -204,7 +208,12 @@ impl Pass {
             .map(|(index, places, collector)| async move {
                 let set = Arc::clone(&self.set);
                 let ran = match blocking(move || Ok(read(&set, index, limit))).await?.bytes {
-                    Ok(bytes) => self.cut.run(Source::Encoded(bytes), Output::Probe { collector: Arc::clone(&collector), index }).await.map(drop).map_err(SkipOrStop::from),
+                    Ok(bytes) => self
+                        .cut
+                        .run(Source::Encoded(bytes), Output::Probe { collector: Arc::clone(&collector), index })
+                        .await
+                        .map(drop)
+                        .map_err(SkipOrStop::from),
                     Err(reason) => Err(SkipOrStop::Skip(reason)),
                 };
                 match ran {

@@ -113,11 +113,8 @@ impl Unit<'_> {
     /// The best concepts that say different things (A.5).
     async fn labels(&self) -> Result<Vec<String>, Failure> {
         let ranked = self.result.concepts.iter();
-        let best: Vec<String> = ranked
-            .filter(|concept| concept.score.is_some())
-            .take(self.calls.parameters().labels as usize)
-            .map(|concept| concept.concept.clone())
-            .collect();
+        let best: Vec<String> =
+            ranked.filter(|concept| concept.score.is_some()).take(self.calls.parameters().labels as usize).map(|concept| concept.concept.clone()).collect();
         let embeddings = self.timed(Stage::Score, self.calls.text_embeddings(&best)).await;
         let embeddings: Vec<Embedding> = embeddings.into_iter().map(|e| e.map(|e| (*e).clone())).collect::<Result<_, _>>()?;
         let kept = labels::distinct_labels(&embeddings, self.calls.parameters()).map_err(|e| Failure::new("labels", e.to_string()))?;
