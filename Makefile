@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long bench lint fmt proto models
+.PHONY: help setup build demo test test-long bench lint fmt proto models
 
 export ORT_DYLIB_PATH ?= $(CURDIR)/third_party/onnxruntime/lib/libonnxruntime.so
 PYTHON ?= python3
@@ -13,6 +13,10 @@ help: ## list what there is
 
 setup: ## put ONNX Runtime in place (part of demo and test)
 	@scripts/setup.sh
+
+build: setup ## build `dnd` and the services into target/release, ONNX Runtime beside them
+	cargo build --release --locked --workspace --bins
+	ln -sf "$(ORT_DYLIB_PATH)" target/release/libonnxruntime.so
 
 demo: setup ## label the neurons of two small networks with the whole mesh; reports in out/demo
 	cargo build --release --locked -p dnd-cli

@@ -11,10 +11,14 @@ missing() { echo "setup: $1" >&2; exit 1; }
 command -v cargo >/dev/null || missing "cargo is missing: install a Rust toolchain (rustup.rs)"
 command -v cc >/dev/null || missing "cc is missing: install a C compiler (Debian: apt install gcc)"
 
+if [ -n "${ORT_DYLIB_PATH:-}" ] && [ "$(realpath -m "$ORT_DYLIB_PATH")" != "$(realpath -m "$library")" ]; then
+  [ -f "$ORT_DYLIB_PATH" ] || missing "ORT_DYLIB_PATH is $ORT_DYLIB_PATH, and no such file is there"
+  exit 0  # one's own
+fi
 right() { echo "$sha256  $library" | sha256sum --check --status 2>/dev/null; }
 if right; then exit 0; fi
 
-[ "$(uname -sm)" = "Linux x86_64" ] || missing "ONNX Runtime is fetched for Linux on x86_64 only; here, set ORT_DYLIB_PATH to a libonnxruntime of version $version"
+[ "$(uname -sm)" = "Linux x86_64" ] || missing "ONNX Runtime is fetched for Linux on x86_64 only; here, set ORT_DYLIB_PATH to a libonnxruntime.so of version $version"
 command -v python3 >/dev/null || missing "python3 is missing: it fetches ONNX Runtime (Debian: apt install python3 python3-pip)"
 python3 -m pip --version >/dev/null 2>&1 || missing "pip is missing: it fetches ONNX Runtime (Debian: apt install python3-pip)"
 

@@ -3,7 +3,14 @@
 //! A schedule is made once for a number of steps; [`Step::advance`] then takes latents from one noise level to the next. Coefficients
 //! are worked out in f64 and applied to f32 latents.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
+use serde_json::Value;
+
+/// Keys that would change the schedule if they are set, and are not known here.
+const CHANGES_THE_SCHEDULE: [&str; 7] =
+    ["trained_betas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas", "use_lu_lambdas", "thresholding"];
 
 /// `scheduler_config.json`: the keys that matter here, with the library's defaults. A config of another sampler of the same kind of
 /// model (Stable Diffusion 1's is of PNDM) gives the same betas, and is sampled with DPM-Solver++ all the same.
@@ -36,10 +43,9 @@ pub struct SchedulerConfig {
     pub lambda_min_clipped: Option<f64>,
     /// Whether the betas are rescaled so that the last step is pure noise.
     pub rescale_betas_zero_snr: bool,
-    /// Not supported: refused where set.
-    pub use_karras_sigmas: Option<bool>,
-    /// Not supported: refused where set.
-    pub thresholding: Option<bool>,
+    /// All else that the file holds; most of it is about other samplers.
+    #[serde(flatten)]
+    pub other: BTreeMap<String, Value>,
 }
 
 impl Default for SchedulerConfig {
@@ -58,8 +64,7 @@ impl Default for SchedulerConfig {
             final_sigmas_type: "zero".to_owned(),
             lambda_min_clipped: None,
             rescale_betas_zero_snr: false,
-            use_karras_sigmas: None,
-            thresholding: None,
+            other: BTreeMap::new(),
         }
     }
 }
@@ -105,10 +110,10 @@ impl Scheduler {
     /// Checks a configuration; the error names the key.
     pub fn new(config: SchedulerConfig) -> Result<Self, String> {
         let unknown = |key: &str, value: &str, known: &str| format!("{key} {value:?}: {known} are known");
-        for (key, on) in [("use_karras_sigmas", config.use_karras_sigmas), ("thresholding", config.thresholding)] {
-            if on == Some(true) {
-                return Err(format!("{key} is not supported"));
-            }
+        if let Some(key) =
+            CHANGES_THE_SCHEDULE.into_iter().find(|key| config.other.get(*key).is_some_and(|value| !matches!(value, Value::Null | Value::Bool(false))))
+        {
+            return Err(format!("{key} is not supported"));
         }
         let train = config.num_train_timesteps;
         if !(2..=100_000).contains(&train) {

@@ -45,6 +45,7 @@ fn a_configuration_that_cannot_be_followed_is_refused_by_its_key() {
         (r#"{"prediction_type": "flow"}"#, "prediction_type"),
         (r#"{"timestep_spacing": "random"}"#, "timestep_spacing"),
         (r#"{"use_karras_sigmas": true}"#, "use_karras_sigmas"),
+        (r#"{"trained_betas": [0.1, 0.2]}"#, "trained_betas"),
         (r#"{"beta_start": 2.0}"#, "beta_start"),
         (r#"{"num_train_timesteps": 1}"#, "num_train_timesteps"),
     ] {
