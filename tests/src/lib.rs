@@ -24,6 +24,8 @@ pub fn program(name: &str) -> PathBuf {
 
 /// A running service, in a folder of its own; it is killed with this value.
 pub struct Service {
+    name: String,
+    args: Vec<String>,
     child: Child,
     address: String,
     folder: TempDir,
@@ -33,24 +35,17 @@ impl Service {
     /// Starts a program on a free port and waits until it listens.
     pub fn start(name: &str, args: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let port_file = folder.path().join("port");
-        let log = fs::File::create(folder.path().join("log")).unwrap();
-        let child = Command::new(program(name))
-            .args(args)
-            .args(["--listen", "127.0.0.1:0", "--port-file", port_file.to_str().unwrap()])
-            .current_dir(folder.path())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let mut service = Self { child, address: String::new(), folder };
-        let since = Instant::now();
-        while service.address.is_empty() {
-            assert!(service.child.try_wait().unwrap().is_none() && since.elapsed() < PATIENCE, "{name} did not start: {}", service.log());
-            thread::sleep(Duration::from_millis(20));
-            service.address = fs::read_to_string(&port_file).unwrap_or_default();
-        }
-        service
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let (child, address) = launch(name, &args, "127.0.0.1:0", folder.path());
+        Self { name: name.to_owned(), args, child, address, folder }
+    }
+
+    /// Kills it without warning, and starts it again where it was.
+    pub fn kill_and_restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        fs::remove_file(self.folder.path().join("port")).unwrap();
+        (self.child, self.address) = launch(&self.name, &self.args, &self.address, self.folder.path());
     }
 
     /// Where it listens, as a URL.
@@ -71,6 +66,30 @@ impl Service {
     }
 }
 
+/// Starts a program and waits until it listens; gives where.
+fn launch(name: &str, args: &[String], listen: &str, folder: &Path) -> (Child, String) {
+    let port_file = folder.join("port");
+    let log = fs::File::create(folder.join("log")).unwrap();
+    let mut child = Command::new(program(name))
+        .args(args)
+        .args(["--listen", listen, "--port-file", port_file.to_str().unwrap()])
+        .current_dir(folder)
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let since = Instant::now();
+    loop {
+        let log = || fs::read_to_string(folder.join("log")).unwrap();
+        assert!(child.try_wait().unwrap().is_none() && since.elapsed() < PATIENCE, "{name} did not start: {}", log());
+        thread::sleep(Duration::from_millis(20));
+        match fs::read_to_string(&port_file) {
+            Ok(address) if !address.is_empty() => return (child, address),
+            _ => {}
+        }
+    }
+}
+
 impl Drop for Service {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -82,7 +101,8 @@ impl Drop for Service {
 pub struct Mesh {
     /// The orchestrator.
     pub orchestrator: Service,
-    _models: Vec<Service>,
+    /// Activation, captioner, summarizer, diffusion, CLIP.
+    pub models: [Service; 5],
 }
 
 impl Mesh {
@@ -93,7 +113,7 @@ impl Mesh {
         let urls: Vec<String> = models.iter().map(Service::url).collect();
         let flags = ["--activation", "--captioner", "--summarizer", "--diffusion", "--clip"];
         let args: Vec<&str> = flags.iter().zip(&urls).flat_map(|(flag, url)| [*flag, url.as_str()]).collect();
-        Self { orchestrator: Service::start("dnd-orchestrator", &args), _models: models.into() }
+        Self { orchestrator: Service::start("dnd-orchestrator", &args), models }
     }
 }
 
@@ -107,9 +127,16 @@ pub struct Ran {
     pub err: String,
 }
 
+/// `dnd` in a folder, about to run.
+pub fn command(folder: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(program("dnd"));
+    command.args(args).current_dir(folder).env_remove("DND_MODELS").env_remove("DND_ENDPOINT");
+    command
+}
+
 /// Runs `dnd` in a folder.
 pub fn dnd(folder: &Path, args: &[&str]) -> Ran {
-    let output = Command::new(program("dnd")).args(args).current_dir(folder).env_remove("DND_MODELS").env_remove("DND_ENDPOINT").output().unwrap();
+    let output = command(folder, args).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     Ran { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
 }
