@@ -90,19 +90,66 @@ fn bad_pictures_among_good_ones_are_skipped_and_said_and_few_pictures_are_all_us
     let at = |name: &str| folder.path().join("pictures").join(name);
     fs::write(at("empty.png"), "").unwrap();
     fs::write(at("text.jpg"), "text in disguise").unwrap();
+    let whole = fs::read(at(&pictures(1, 1)[0].0)).unwrap();
+    fs::write(at("truncated.png"), &whole[..whole.len() / 2]).unwrap();
+    image::GrayImage::new(12_000, 12_000).save(at("huge.png")).unwrap();
+    image::GrayImage::new(1, 1).save(at("one.png")).unwrap();
+    std::os::unix::fs::symlink("nowhere.png", at("unreadable.png")).unwrap();
     let ran = dissect(folder.path(), &planted(), "colour", "pictures", &["--units", "4,11"]);
     assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
-    assert!(ran.err.contains("has 8 good pictures, fewer than the 10"), "{}", ran.err);
-    assert!(ran.out.contains("dead") && ran.out.contains("1 labelled, 1 dead, 0 failed; 2 pictures skipped"), "{}", ran.out);
+    assert!(ran.err.contains("has 9 good pictures, fewer than the 10"), "{}", ran.err);
+    assert!(ran.out.contains("dead") && ran.out.contains("1 labelled, 1 dead, 0 failed; 5 pictures skipped"), "{}", ran.out);
     let skipped = fs::read_to_string(folder.path().join("out/skipped.csv")).unwrap();
-    let lines: Vec<&str> = skipped.lines().collect();
-    assert_eq!((lines.len(), lines[0]), (3, "path,reason"));
-    assert!(lines[1].starts_with("empty.png,") && lines[1].contains("empty") && lines[2].starts_with("text.jpg,"), "{skipped}");
+    let lines: Vec<(&str, &str)> = skipped.lines().map(|line| line.split_once(',').unwrap()).collect();
+    let [header, (empty, no_bytes), (huge, too_large), (text, no_picture), (truncated, _), (unreadable, gone)] = lines[..] else { panic!("{skipped}") };
+    assert_eq!(header, ("path", "reason"));
+    assert_eq!([empty, huge, text, truncated, unreadable], ["empty.png", "huge.png", "text.jpg", "truncated.png", "unreadable.png"]);
+    assert!(
+        no_bytes.contains("empty") && too_large.contains("12000 x 12000") && no_picture.contains("not a picture") && gone.contains("No such file"),
+        "{skipped}"
+    );
 
     // The results are there to stay.
     let before = fs::read_to_string(folder.path().join("out/results.jsonl")).unwrap();
     refused(&dissect(folder.path(), &planted(), "colour", "pictures", &["--units", "1"]), 2, &["out", "is there already", "--fresh"]);
     assert_eq!(fs::read_to_string(folder.path().join("out/results.jsonl")).unwrap(), before);
+}
+
+#[test]
+fn a_dry_run_says_what_there_is_to_do_and_leaves_nothing() {
+    let folder = folder(40);
+    let ran = dissect(folder.path(), &planted(), "colour,pattern", "pictures", &["--units", "0-3", "--dry-run"]);
+    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
+    for line in ["2 layers, 8 units, 40 pictures", "  colour: 4 units", "  pattern: 4 units", "time    about", "space   at most"] {
+        assert!(ran.out.contains(line), "{line:?} is not in: {}", ran.out);
+    }
+    assert!(!folder.path().join("out").exists());
+    refused(&dissect(folder.path(), &planted(), "colour", "pictures", &["--units", "40", "--dry-run"]), 2, &["unit 40", "0 to 11"]);
+}
+
+#[test]
+fn layers_are_listed_for_people_and_for_programs() {
+    let folder = tempfile::tempdir().unwrap();
+    let listed = dnd(folder.path(), &["layers", &planted()]);
+    let line = listed.out.lines().find(|line| line.starts_with("colour ")).unwrap();
+    assert_eq!(line.split_whitespace().collect::<Vec<_>>()[1..5], ["12", "32", "x", "32"]);
+    let json = dnd(folder.path(), &["layers", &planted(), "--json"]);
+    let described: serde_json::Value = serde_json::from_str(&json.out).unwrap();
+    let colour = described["layers"].as_array().unwrap().iter().find(|layer| layer["name"] == "colour").unwrap();
+    assert_eq!((&colour["units"], &colour["map"]), (&serde_json::json!(12), &serde_json::json!([32, 32])));
+}
+
+#[test]
+fn the_doctor_says_what_is_here_and_what_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let suite = sketch("");
+    let well = dnd(folder.path(), &["doctor", "--models", suite.to_str().unwrap()]);
+    assert_eq!(well.code, 0, "{}{}", well.out, well.err);
+    assert!(well.out.contains("provider cpu        works") && well.out.contains("models              sketch"), "{}", well.out);
+    let output = dnd_tests::command(folder.path(), &["doctor"]).env("ORT_DYLIB_PATH", "/nowhere/libonnxruntime.so").output().unwrap();
+    let out = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(out.contains("MISSING") && out.contains("/nowhere/libonnxruntime.so") && out.contains("models              none"), "{out}");
 }
 
 #[test]
