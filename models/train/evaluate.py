@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from . import captioner, clip, diffusion, judge, resnet
+from . import captioner, clip, diffusion, judge, resnet, summarizer
 from .common import SKETCH
 
 ROWS: dict[str, Callable[[], dict[str, float]]] = {
@@ -13,6 +13,7 @@ ROWS: dict[str, Callable[[], dict[str, float]]] = {
     "CLIP: right caption first among 64": clip.evaluate,
     "diffusion, 20 steps: the judge finds the concept": lambda: diffusion.evaluate(20),
     "diffusion, 50 steps: the judge finds the concept": lambda: diffusion.evaluate(50),
+    "language model, temperature 0.3": summarizer.evaluate,
     "ResNet: right class": resnet.evaluate,
     "the judge itself, on drawn pictures": judge.evaluate,
 }
