@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from world import words
 from world.scene import PATTERNS, SHAPES, SIDE
 
 from . import crops, export
-from .common import SKETCH, TEST_SEED, TRAIN_SEED, Checkpoint, Ema, Log, drawn, one_thread, rate_factor, write_json
+from .common import SKETCH, TEST_SEED, TRAIN_SEED, Checkpoint, Ema, Log, command_line, drawn, one_thread, rate_factor, write_json
 
 SCENES, STEPS, BATCH, RATE = 60_000, 8_000, 64, 1e-3
 HIDDEN, RECOLOURED = 0.3, 0.3
@@ -259,12 +258,4 @@ def parse(caption: str) -> tuple:
 
 
 if __name__ == "__main__":
-    match sys.argv[1:]:
-        case ["train"]:
-            train()
-        case ["export"]:
-            export_all()
-        case ["evaluate"]:
-            evaluate()
-        case _:
-            sys.exit(__doc__)
+    command_line(__doc__, train=train, export=export_all, evaluate=evaluate)

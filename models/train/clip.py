@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from world import words
 from world.scene import SIDE
 
 from . import crops, export, texts
-from .common import SKETCH, TEST_SEED, TRAIN_SEED, Checkpoint, Ema, Log, drawn, one_thread, rate_factor, write_json
+from .common import SKETCH, TEST_SEED, TRAIN_SEED, Checkpoint, Ema, Log, command_line, drawn, one_thread, rate_factor, write_json
 
 SCENES, STEPS, BATCH, RATE = 60_000, 4_000, 128, 1e-3
 RECOLOURED = 0.25
@@ -199,12 +198,4 @@ def evaluate(count: int = 4000, among: int = 64) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    match sys.argv[1:]:
-        case ["train"]:
-            train()
-        case ["export"]:
-            export_all()
-        case ["evaluate"]:
-            evaluate()
-        case _:
-            sys.exit(__doc__)
+    command_line(__doc__, train=train, export=export_all, evaluate=evaluate)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +64,14 @@ def one_thread(seed: int) -> None:
     torch.manual_seed(seed)
     # Gradients that have all but vanished would be worked out ten times slower.
     torch.set_flush_denormal(True)
+
+
+def command_line(usage: str | None, **commands: Callable) -> None:
+    """Runs the command that the program was started with, on the words after it; numbers are numbers."""
+    name, *words = sys.argv[1:] or [""]
+    if name not in commands:
+        sys.exit(usage)
+    commands[name](*(int(word) if word.isdigit() else word for word in words))
 
 
 class Checkpoint:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections import defaultdict
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -24,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from world import words
 
 from . import export, texts
-from .common import SKETCH, TRAIN_SEED, WORK, Checkpoint, Drawn, Ema, Log, drawn, one_thread, rate_factor, write_json
+from .common import SKETCH, TRAIN_SEED, WORK, Checkpoint, Drawn, Ema, Log, command_line, drawn, one_thread, rate_factor, write_json
 
 PATCH, CHANNELS, WIDTH = 4, 16, 96
 SCENES, STEPS, BATCH, RATE = 60_000, 14_000, 64, 1e-3
@@ -321,15 +320,4 @@ def evaluate(steps: int = 20, each: int = 4, guidance: float = 7.5) -> dict[str,
 
 
 if __name__ == "__main__":
-    match sys.argv[1:]:
-        case ["train"]:
-            train()
-        case ["export"]:
-            export_all()
-        case ["sheet", path]:
-            sheet(path)
-        case ["evaluate", *steps]:
-            for count in steps or ["20"]:
-                evaluate(int(count))
-        case _:
-            sys.exit(__doc__)
+    command_line(__doc__, train=train, export=export_all, evaluate=evaluate, sheet=sheet)

@@ -6,7 +6,6 @@ the drawn world, and, being a measure, has seen the withheld combinations too.
 
 from __future__ import annotations
 
-import sys
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from world import words
 from world.scene import COLOURS, PATTERNS, SHAPES
 
 from . import crops
-from .common import Checkpoint, Ema, Log, drawn, one_thread, rate_factor
+from .common import Checkpoint, Ema, Log, command_line, drawn, one_thread, rate_factor
 
 SEED, TEST = 71, 72
 SCENES, STEPS, BATCH, RATE = 60_000, 4_000, 64, 2e-3
@@ -111,10 +110,4 @@ def evaluate(count: int = 2000) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    match sys.argv[1:]:
-        case ["train"]:
-            train()
-        case ["evaluate"]:
-            evaluate()
-        case _:
-            sys.exit(__doc__)
+    command_line(__doc__, train=train, evaluate=evaluate)

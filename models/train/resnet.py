@@ -5,7 +5,6 @@ A residual network with torchvision's module names, that says which shape in whi
 
 from __future__ import annotations
 
-import sys
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from world import scene, words
 from world.scene import COLOURS, SHAPES, SIDE
 
 from . import crops, export
-from .common import SKETCH, TEST_SEED, TRAIN_SEED, Checkpoint, Drawn, Ema, Log, drawn, one_thread, rate_factor, write_json
+from .common import SKETCH, TEST_SEED, TRAIN_SEED, Checkpoint, Drawn, Ema, Log, command_line, drawn, one_thread, rate_factor, write_json
 
 SCENES, STEPS, BATCH, RATE = 60_000, 3_000, 64, 3e-3
 WIDTHS, DEPTH = (16, 32, 64, 96), 2
@@ -119,12 +118,4 @@ def evaluate(count: int = 4000) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    match sys.argv[1:]:
-        case ["train"]:
-            train()
-        case ["export"]:
-            export_all()
-        case ["evaluate"]:
-            evaluate()
-        case _:
-            sys.exit(__doc__)
+    command_line(__doc__, train=train, export=export_all, evaluate=evaluate)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from torch.nn import functional as F
 from world import draw, scene, words
 from world.words import Concept, Seen, View
 
-from .common import SKETCH, WORK, Box, Checkpoint, Ema, Log, one_thread, rate_factor, write_json
+from .common import SKETCH, WORK, Box, Checkpoint, Ema, Log, command_line, one_thread, rate_factor, write_json
 from .export import session, strip
 
 FOLDER = SKETCH / "summarizer"
@@ -788,8 +787,9 @@ def _sharing(rng: np.random.Generator, lists: Lists, count: int, share: tuple[in
     return asked, right
 
 
-def evaluate(count: int = 500) -> dict[str, float]:
-    """How often the exported model gives the right answer at temperature 0.3, on scenes that no training saw."""
+def evaluate(count: int = 500, shown: int = 0) -> dict[str, float]:
+    """How often the exported model gives the right answer at temperature 0.3, on scenes that no training saw. `shown` wrong answers of each kind are printed, too."""
+    one_thread(0)
     figures: dict[str, float] = {}
     answerer = Answerer(FOLDER)
     # More scenes with withheld combinations than come by chance, so that each is in many of them.
@@ -804,7 +804,7 @@ def evaluate(count: int = 500) -> dict[str, float]:
             wrong += [(texts, g, r) for texts, g, r in zip(lists, got, right) if g != r]
         figures[what] = shares[1]
         print(f"{what}: {100 * shares[0]:.1f} % greedy, {100 * shares[1]:.1f} % at temperature 0.3, of {len(right)}", flush=True)
-        for texts, g, r in wrong[:: max(1, len(wrong) // 3)][:3] if "-v" in sys.argv else []:
+        for texts, g, r in wrong[:shown]:
             print(f"    {', '.join(texts)}\n      => {g!r}, right is {r!r}")
 
     rng = np.random.default_rng(0)
@@ -824,13 +824,4 @@ def evaluate(count: int = 500) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    match sys.argv[1:]:
-        case ["train"]:
-            train()
-        case ["export"]:
-            export()
-        case ["evaluate", *rest]:
-            one_thread(0)
-            evaluate(int(rest[0]) if rest and rest[0].isdigit() else 500)
-        case _:
-            sys.exit(__doc__)
+    command_line(__doc__, train=train, export=export, evaluate=evaluate)
