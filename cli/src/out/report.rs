@@ -205,7 +205,7 @@ fn why(unit: &UnitResult) -> String {
     let ranks: Vec<String> = ranks.iter().take(5).map(u32::to_string).collect();
     let likeness = best.scores.as_ref().map(|scores| scores.image_products).unwrap_or_default();
     match unit.concepts.len() {
-        1 => format!("The only candidate; its drawn pictures are {likeness:.2} alike to the unit's."),
+        1 => format!("The only candidate; likeness of its drawn pictures to the unit's own: {likeness:.2}."),
         n => format!(
             "Of {n} candidates its drawn pictures excite the unit most or look most like its own: best ranks {} of {all}, likeness {likeness:.2}.",
             ranks.join(", ")

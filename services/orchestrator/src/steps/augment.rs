@@ -103,10 +103,11 @@ fn original(picture: &TopPicture) -> ActivatingImage {
     ActivatingImage { digest: picture.digest.clone(), path: picture.path.clone(), activation: picture.activation, ..Default::default() }
 }
 
-/// An activation map as a grey PNG of its own size, lowest value black, highest white; none for a map that is constant or not finite.
+/// An activation map as a grey PNG of its own size, 0 or what is lower black, the highest value white; none for a map without such a range or with values
+/// that are not finite.
 fn grey(map: &ActivationMap) -> Option<Vec<u8>> {
     let map = Map::new(map.height as usize, map.width as usize, map.values.clone())?;
-    let (low, high) = map.values().iter().try_fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), &v| v.is_finite().then(|| (low.min(v), high.max(v))))?;
+    let (low, high) = map.values().iter().try_fold((0.0, f32::NEG_INFINITY), |(low, high): (f32, f32), &v| v.is_finite().then(|| (low.min(v), high.max(v))))?;
     if low >= high {
         return None;
     }
