@@ -110,12 +110,19 @@ fn decode_whole(bytes: &[u8], limits: PictureLimits) -> Result<RgbImage, Error> 
     Ok(picture.into_rgb8())
 }
 
-/// Whether a JPEG has an end marker after its last scan begins. Within a scan the marker can't stand by chance.
+/// Whether a JPEG goes on until its end marker; what comes after that, such as a phone's film, is none of its own.
 fn ends(jpeg: &[u8]) -> bool {
-    let last = |marker: [u8; 2]| jpeg.windows(2).rposition(|pair| pair == marker);
-    match (last([0xFF, 0xDA]), last([0xFF, 0xD9])) {
-        (Some(scan), Some(end)) => end > scan,
-        _ => false,
+    let mut rest = jpeg;
+    loop {
+        // To the next marker: over what a scan holds (in which a byte of 255 is followed by 0 or a restart), fill bytes, and stray ones.
+        let Some(at) = rest.windows(2).position(|pair| pair[0] == 0xFF && !matches!(pair[1], 0x00 | 0x01 | 0xD0..=0xD8 | 0xFF)) else { return false };
+        let (marker, after) = (rest[at + 1], &rest[at + 2..]);
+        if marker == 0xD9 {
+            return true;
+        }
+        let Some(&[high, low]) = after.first_chunk() else { return false };
+        let Some(next) = after.get(usize::from(u16::from_be_bytes([high, low]))..) else { return false };
+        rest = next;
     }
 }
 

@@ -58,7 +58,7 @@ pub struct EngineArgs {
     /// Processor threads for the model; by default what the container or the machine has
     #[arg(long, env = "DND_THREADS")]
     pub threads: Option<NonZeroUsize>,
-    /// Sessions of the model, each with its own copy of it and its share of the threads; by default one a thread for a small model on the processor, else one
+    /// Sessions of the model, each with its own copy of it and its share of the threads; by default as many as threads for a small model on the processor, up to a gibibyte in all, else one
     #[arg(long, env = "DND_SESSIONS")]
     pub sessions: Option<NonZeroUsize>,
     /// Items that the model runs together at most
@@ -70,8 +70,8 @@ const DEFAULT_BATCH: NonZeroUsize = match NonZeroUsize::new(8) {
     Some(batch) => batch,
     None => NonZeroUsize::MIN,
 };
-/// Bytes of a model that is copied for each thread at most.
-const SMALL_MODEL: u64 = 256 << 20;
+/// Bytes that the copies of a model take together, unless it is said how many there are.
+const COPIES: u64 = 1 << 30;
 
 impl Default for EngineArgs {
     fn default() -> Self {
@@ -99,9 +99,9 @@ impl EngineArgs {
     /// These arguments with the number of sessions spelt out, for a model of so many bytes.
     #[must_use]
     pub fn for_model(&self, bytes: u64) -> Self {
-        let each = self.provider == Provider::Cpu && bytes <= SMALL_MODEL;
-        let default = if each { NonZeroUsize::new(self.thread_budget()) } else { None };
-        Self { sessions: self.sessions.or(default).or(Some(NonZeroUsize::MIN)), ..self.clone() }
+        let fitting = if self.provider == Provider::Cpu { COPIES / bytes.max(1) } else { 1 };
+        let default = usize::try_from(fitting).map_or(usize::MAX, |fitting| fitting).clamp(1, self.thread_budget().max(1));
+        Self { sessions: self.sessions.or(NonZeroUsize::new(default)), ..self.clone() }
     }
 
     /// Sessions of the model.
@@ -201,13 +201,13 @@ pub fn check_provider(provider: Provider) -> Result<(), Error> {
 }
 
 fn builder(args: &EngineArgs) -> Result<SessionBuilder, Error> {
+    let environment = environment()?;
     let set_up = || -> Result<SessionBuilder, ort::Error> {
-        let builder = Session::builder(environment_or_ort()?)?;
+        let builder = Session::builder(environment)?;
         // Sessions share the processor with one another: a thread that spins takes its core from them.
         let builder = builder.with_intra_threads(args.threads_per_session())?.with_inter_threads(1)?.with_intra_op_spinning(false)?;
         Ok(builder)
     };
-    environment()?;
     let builder = set_up()?;
     let provider = match args.provider {
         Provider::Cpu => return Ok(builder),
@@ -220,8 +220,4 @@ fn builder(args: &EngineArgs) -> Result<SessionBuilder, Error> {
             "{e} The GPU's providers come with the library of the onnxruntime-gpu package: name it with {VARIABLE}, its provider libraries beside it"
         ),
     })
-}
-
-fn environment_or_ort() -> Result<&'static Environment, ort::Error> {
-    environment().map_err(|e| ort::Error::new(e.to_string()))
 }

@@ -94,7 +94,7 @@ impl ActivationService for Server {
             return Err(Fault::field("setup", "the first message of an Activate call says which target and units").into());
         };
         let reading = reading(setup.summary(), setup.token_summary());
-        let (cut, units) = prepare(&activation, setup.target, &setup.layers, reading).await?;
+        let Prepared { cut, units, .. } = prepare(&activation, setup.target, &setup.layers, reading).await?;
         let units: Arc<[Vec<u32>]> = units.into();
         let answers = items::answer(requests, activation.concurrency(), move |request: ActivateRequest| {
             let (cut, units) = (Arc::clone(&cut), Arc::clone(&units));
@@ -133,18 +133,22 @@ fn reading(summary: proto::Summary, token_summary: proto::TokenSummary) -> Readi
     Reading { summary: parameters::summary_from(summary), token_summary: parameters::token_summary_from(token_summary) }
 }
 
-/// The loaded target for the asked-for layers, and the units of each.
-async fn prepare(
-    activation: &Activation,
-    target: Option<proto::Target>,
-    layers: &[proto::LayerUnits],
-    reading: Reading,
-) -> Result<(Arc<Cut>, Vec<Vec<u32>>), Fault> {
+/// What a call works on.
+struct Prepared {
+    /// The loaded target for the asked-for layers.
+    cut: Arc<Cut>,
+    /// The layers by the names that this call has for them: the target may have been loaded for one that has others.
+    layers: Vec<LayerInfo>,
+    /// The units of each.
+    units: Vec<Vec<u32>>,
+}
+
+async fn prepare(activation: &Activation, target: Option<proto::Target>, layers: &[proto::LayerUnits], reading: Reading) -> Result<Prepared, Fault> {
     let described = activation.describe(target).await?;
     let resolved = resolve(&described.network, &described.layers, layers)?;
     let (layers, units): (Vec<LayerInfo>, Vec<Vec<u32>>) = resolved.into_iter().unzip();
     let cut = activation.cut(&described, &layers, reading).await?;
-    Ok((cut, units))
+    Ok(Prepared { cut, layers, units })
 }
 
 /// Reads a picture of a set, if it is still what it was when it was probed.

@@ -30,6 +30,7 @@ use crate::scheduler::{Scheduler, SchedulerConfig};
 /// A loaded diffusion model.
 pub struct Diffusion {
     model: Model,
+    scheduler: Scheduler,
     batcher: Batcher<Runner>,
     concurrency: usize,
 }
@@ -141,8 +142,9 @@ impl Diffusion {
         let limits = ModelLimits { picture_bytes: 0, picture_pixels: 0, text_tokens: parts.text.length() as u32, batch: args.batch() as u32 };
         let model = folder.model("stable-diffusion", args, limits)?;
         let concurrency = 2 * args.batch() * runners.len();
+        let scheduler = parts.scheduler;
         let batcher = Batcher::start("diffusion", runners, Limits { queue: 2 * concurrency, batch: args.batch() }).map_err(|e| Error::Run(e.to_string()))?;
-        Ok(Self { model, batcher, concurrency })
+        Ok(Self { model, scheduler, batcher, concurrency })
     }
 
     /// What is loaded.
@@ -157,6 +159,8 @@ impl Diffusion {
 
     /// Draws a picture.
     pub async fn draw(&self, request: Request) -> Result<Drawing, Fault> {
+        // Refused here, before it waits in line.
+        self.scheduler.schedule(request.steps as usize).map_err(|problem| Fault::field("num_inference_steps", problem))?;
         self.batcher.submit(request).await
     }
 }
@@ -272,7 +276,7 @@ impl Runner {
 
         let mut latents: Vec<f32> = requests.iter().flat_map(|request| draw::noise(request.seed, &request.concept, request.index, size)).collect();
         let mut estimate = Vec::new();
-        for step in &self.scheduler.schedule(steps as usize).steps {
+        for step in &self.scheduler.schedule(steps as usize).map_err(Error::Run)?.steps {
             stop.check()?;
             let sample = if guided { latents.repeat(2) } else { latents.clone() };
             let inputs: Vec<(&str, SessionInputValue<'_>)> = vec![

@@ -157,9 +157,13 @@ impl Scheduler {
         Ok(Self { config, prediction, alphas_cumprod })
     }
 
-    /// The steps of a run of `count` steps.
-    pub fn schedule(&self, count: usize) -> Schedule {
+    /// The steps of a run of `count` steps; the error says why there can't be so many.
+    pub fn schedule(&self, count: usize) -> Result<Schedule, String> {
         let timesteps = self.timesteps(count);
+        if timesteps.windows(2).any(|pair| pair[0] == pair[1]) {
+            let train = self.config.num_train_timesteps;
+            return Err(format!("{count}; of the {train} steps that the model was trained with, so many would be taken twice: ask for fewer"));
+        }
         let sigma = |cumprod: f64| ((1.0 - cumprod) / cumprod).sqrt();
         let mut sigmas: Vec<f64> = timesteps.iter().map(|&t| self.alphas_cumprod.get(t).copied().map_or(0.0, sigma)).collect();
         sigmas.push(match self.config.final_sigmas_type.as_str() {
@@ -177,7 +181,7 @@ impl Scheduler {
                 self.step(timestep as f64, before, levels[i], levels[i + 1])
             })
             .collect();
-        Schedule { steps }
+        Ok(Schedule { steps })
     }
 
     fn step(&self, timestep: f64, before: Option<Level>, from: Level, to: Level) -> Step {

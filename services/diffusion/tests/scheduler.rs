@@ -23,7 +23,7 @@ fn every_schedule_visits_the_librarys_time_steps_and_ends_at_its_latents() {
     let cases: Vec<Case> = serde_json::from_str(include_str!("goldens/scheduler.json")).unwrap();
     assert!(cases.len() >= 12);
     for case in cases {
-        let schedule = Scheduler::new(case.config).unwrap().schedule(case.steps);
+        let schedule = Scheduler::new(case.config).unwrap().schedule(case.steps).unwrap();
         let timesteps: Vec<f64> = schedule.steps.iter().map(|step| step.timestep).collect();
         assert_eq!(timesteps, case.timesteps, "{}", case.name);
         let (mut latents, mut estimate) = (case.start, Vec::new());
@@ -51,5 +51,16 @@ fn a_configuration_that_cannot_be_followed_is_refused_by_its_key() {
     ] {
         let problem = Scheduler::new(serde_json::from_str(json).unwrap()).unwrap_err();
         assert!(problem.contains(key), "{problem}");
+    }
+}
+
+#[test]
+fn more_steps_than_there_are_different_ones_are_refused() {
+    for spacing in ["linspace", "leading"] {
+        let config = serde_json::from_value(serde_json::json!({ "timestep_spacing": spacing })).unwrap();
+        let scheduler = Scheduler::new(config).unwrap();
+        assert!(scheduler.schedule(50).is_ok());
+        let problem = scheduler.schedule(1000).unwrap_err();
+        assert!(problem.contains("1000 steps that the model was trained with"), "{problem}");
     }
 }

@@ -1,6 +1,6 @@
 //! What the steps ask of the models. Every pure call is made once a job, whichever units need it.
 
-use std::sync::Arc;
+use std::{future::ready, sync::Arc};
 
 use bytes::Bytes;
 use dnd_mesh::{blobs::Blobs, fault, parameters};
@@ -29,8 +29,6 @@ const ITEMS: usize = 64;
 const RETRIES: u32 = 12;
 const RETRY_AFTER: Duration = Duration::from_millis(250);
 const RETRY_AT_LAST_AFTER: Duration = Duration::from_secs(8);
-/// The reason of items that a service leaves unfinished when it ends.
-const SHUTTING_DOWN: &str = "shutting_down";
 /// Results that are kept for units that need them, too: texts and digests, embeddings, and activations by their number.
 const KEPT: usize = 1_000_000;
 const KEPT_EMBEDDINGS: usize = 50_000;
@@ -211,19 +209,21 @@ impl Calls {
     /// Captions of kept pictures.
     pub(crate) async fn captions(&self, digests: &[String]) -> Results<String> {
         let make = |wanted: Vec<String>| async move {
-            let pictures = self.pictures(&wanted).await;
-            let request = |item_id: u64, picture: &Bytes| CaptionRequest {
-                item_id,
-                picture: picture.clone(),
-                max_new_tokens: Some(self.parameters.caption_max_new_tokens),
-                min_length: Some(self.parameters.caption_min_length),
+            let request = |item_id: u64, digest: String| async move {
+                Ok(CaptionRequest {
+                    item_id,
+                    picture: self.picture(&digest).await?,
+                    max_new_tokens: Some(self.parameters.caption_max_new_tokens),
+                    min_length: Some(self.parameters.caption_min_length),
+                })
             };
             let call = |requests| {
                 let mut client = self.models.captioner.clone();
                 async move { client.caption(requests).await }
             };
-            let read = |answer: proto::CaptionResponse| (answer.item_id, answered!(answer.result, caption_response, Caption(caption) => Ok(caption.text)));
-            each(&pictures, request, call, read).await
+            let read =
+                |answer: proto::CaptionResponse| ready((answer.item_id, answered!(answer.result, caption_response, Caption(caption) => Ok(caption.text))));
+            each("captioner", &wanted, request, call, read).await
         };
         let found = self.captions.get(digests, make).await;
         self.note(Stage::Caption, found)
@@ -237,13 +237,14 @@ impl Calls {
     /// Captions simplified by prompt 1.
     pub(crate) async fn simplified(&self, captions: &[String]) -> Results<String> {
         let make = |wanted: Vec<String>| async move {
-            let request = |item_id: u64, caption: &String| SimplifyRequest { item_id, caption: caption.clone(), sampling: Some(self.sampling()) };
+            let request = |item_id: u64, caption: String| ready(Ok(SimplifyRequest { item_id, caption, sampling: Some(self.sampling()) }));
             let call = |requests| {
                 let mut client = self.models.summarizer.clone();
                 async move { client.simplify(requests).await }
             };
-            let read = |answer: proto::SimplifyResponse| (answer.item_id, answered!(answer.result, simplify_response, Answer(Answer { text, .. }) => Ok(text)));
-            each(&wanted.into_iter().map(Ok).collect::<Vec<_>>(), request, call, read).await
+            let read =
+                |answer: proto::SimplifyResponse| ready((answer.item_id, answered!(answer.result, simplify_response, Answer(Answer { text, .. }) => Ok(text))));
+            each("summarizer", &wanted, request, call, read).await
         };
         let found = self.simplified.get(captions, make).await;
         self.note(Stage::Summarize, found)
@@ -251,50 +252,44 @@ impl Calls {
 
     /// Summaries by prompt 2 of lists of descriptions, each with the number of its attempt; not kept, since no two units ask alike.
     pub(crate) async fn summaries(&self, asked: Vec<(u32, Vec<String>)>, without_examples: bool) -> Results<String> {
-        let request = |item_id: u64, (attempt, descriptions): &(u32, Vec<String>)| SummarizeRequest {
-            item_id,
-            descriptions: descriptions.clone(),
-            attempt: *attempt,
-            without_examples,
-            sampling: Some(self.sampling()),
+        let request = |item_id: u64, (attempt, descriptions): (u32, Vec<String>)| {
+            ready(Ok(SummarizeRequest { item_id, descriptions, attempt, without_examples, sampling: Some(self.sampling()) }))
         };
         let call = |requests| {
             let mut client = self.models.summarizer.clone();
             async move { client.summarize(requests).await }
         };
-        let read = |answer: proto::SummarizeResponse| (answer.item_id, answered!(answer.result, summarize_response, Answer(Answer { text, .. }) => Ok(text)));
+        let read =
+            |answer: proto::SummarizeResponse| ready((answer.item_id, answered!(answer.result, summarize_response, Answer(Answer { text, .. }) => Ok(text))));
         self.progress.calls(Stage::Summarize, asked.len() as u64, 0);
-        each(&asked.into_iter().map(Ok).collect::<Vec<_>>(), request, call, read).await
+        each("summarizer", &asked, request, call, read).await
     }
 
     /// Pictures drawn of concepts: picture `index` of each, kept.
     pub(crate) async fn drawings(&self, wanted: &[(String, u32)]) -> Results<Drawing> {
         let make = |wanted: Vec<(String, u32)>| async move {
-            let request = |item_id: u64, (concept, index): &(String, u32)| GenerateRequest {
-                item_id,
-                concept: concept.clone(),
-                index: *index,
-                seed: Some(self.parameters.seed),
-                num_inference_steps: Some(self.parameters.num_inference_steps),
-                guidance_scale: Some(self.parameters.guidance_scale),
+            let request = |item_id: u64, (concept, index): (String, u32)| {
+                ready(Ok(GenerateRequest {
+                    item_id,
+                    concept,
+                    index,
+                    seed: Some(self.parameters.seed),
+                    num_inference_steps: Some(self.parameters.num_inference_steps),
+                    guidance_scale: Some(self.parameters.guidance_scale),
+                }))
             };
             let call = |requests| {
                 let mut client = self.models.diffusion.clone();
                 async move { client.generate(requests).await }
             };
-            let read = |answer: proto::GenerateResponse| {
-                (answer.item_id, answered!(answer.result, generate_response, Picture(picture) => Ok(Ok(picture)), Unusable(reason) => Ok(Err(reason))))
+            // Each picture is kept as it comes.
+            let read = |answer: proto::GenerateResponse| async move {
+                let drawing = answered!(answer.result, generate_response,
+                    Picture(picture) => self.keep(picture).await.map(Drawing::Picture),
+                    Unusable(reason) => Ok(Drawing::Unusable(reason)));
+                (answer.item_id, drawing)
             };
-            let drawn = each(&wanted.into_iter().map(Ok).collect::<Vec<_>>(), request, call, read).await;
-            let mut kept = Vec::with_capacity(drawn.len());
-            for drawn in drawn {
-                kept.push(match drawn {
-                    Ok(Ok(picture)) => self.keep(picture).await.map(Drawing::Picture),
-                    Ok(Err(reason)) => Ok(Drawing::Unusable(reason)),
-                    Err(failure) => Err(failure),
-                });
-            }
-            kept
+            each("diffusion", &wanted, request, call, read).await
         };
         let found = self.drawings.get(wanted, make).await;
         self.note(Stage::Generate, found)
@@ -304,10 +299,9 @@ impl Calls {
     pub(crate) async fn activations(&self, layer: &str, unit: u32, digests: &[String]) -> Results<f32> {
         let place = self.place(layer, unit);
         let make = |wanted: Vec<String>| async move {
-            let pictures = self.pictures(&wanted).await;
-            let request = |item_id: u64, picture: &Bytes| {
-                let picture = ActivatePicture { item_id, picture: picture.clone() };
-                ActivateRequest { message: Some(activate_request::Message::Picture(picture)) }
+            let request = |item_id: u64, digest: String| async move {
+                let picture = ActivatePicture { item_id, picture: self.picture(&digest).await? };
+                Ok(ActivateRequest { message: Some(activate_request::Message::Picture(picture)) })
             };
             let setup = ActivateSetup {
                 target: Some(self.target.clone()),
@@ -321,9 +315,9 @@ impl Calls {
                 async move { client.activate(stream::iter([setup]).chain(requests)).await }
             };
             let read = |answer: proto::ActivateResponse| {
-                (answer.item_id, answered!(answer.result, activate_response, Activations(activations) => Ok(Arc::from(activations.values))))
+                ready((answer.item_id, answered!(answer.result, activate_response, Activations(activations) => Ok(Arc::from(activations.values)))))
             };
-            each(&pictures, request, call, read).await
+            each("activation", &wanted, request, call, read).await
         };
         let found = self.activations.get(digests, make).await;
         let all = self.note(Stage::Score, found);
@@ -346,16 +340,15 @@ impl Calls {
     /// CLIP's embeddings of kept pictures.
     pub(crate) async fn image_embeddings(&self, digests: &[String]) -> Results<Arc<Embedding>> {
         let make = |wanted: Vec<String>| async move {
-            let pictures = self.pictures(&wanted).await;
-            let request = |item_id: u64, picture: &Bytes| EmbedImagesRequest { item_id, picture: picture.clone() };
+            let request = |item_id: u64, digest: String| async move { Ok(EmbedImagesRequest { item_id, picture: self.picture(&digest).await? }) };
             let call = |requests| {
                 let mut client = self.models.clip.clone();
                 async move { client.embed_images(requests).await }
             };
             let read = |answer: proto::EmbedImagesResponse| {
-                (answer.item_id, answered!(answer.result, embed_images_response, Embedding(embedding) => embedding_of(&embedding)))
+                ready((answer.item_id, answered!(answer.result, embed_images_response, Embedding(embedding) => embedding_of(&embedding))))
             };
-            each(&pictures, request, call, read).await
+            each("clip", &wanted, request, call, read).await
         };
         let found = self.images.get(digests, make).await;
         self.note(Stage::Score, found)
@@ -364,26 +357,18 @@ impl Calls {
     /// CLIP's embeddings of texts.
     pub(crate) async fn text_embeddings(&self, texts: &[String]) -> Results<Arc<Embedding>> {
         let make = |wanted: Vec<String>| async move {
-            let request = |item_id: u64, text: &String| EmbedTextsRequest { item_id, text: text.clone() };
+            let request = |item_id: u64, text: String| ready(Ok(EmbedTextsRequest { item_id, text }));
             let call = |requests| {
                 let mut client = self.models.clip.clone();
                 async move { client.embed_texts(requests).await }
             };
             let read = |answer: proto::EmbedTextsResponse| {
-                (answer.item_id, answered!(answer.result, embed_texts_response, Embedding(embedding) => embedding_of(&embedding)))
+                ready((answer.item_id, answered!(answer.result, embed_texts_response, Embedding(embedding) => embedding_of(&embedding))))
             };
-            each(&wanted.into_iter().map(Ok).collect::<Vec<_>>(), request, call, read).await
+            each("clip", &wanted, request, call, read).await
         };
         let found = self.texts.get(texts, make).await;
         self.note(Stage::Score, found)
-    }
-
-    async fn pictures(&self, digests: &[String]) -> Results<Bytes> {
-        let mut pictures = Vec::with_capacity(digests.len());
-        for digest in digests {
-            pictures.push(self.picture(digest).await);
-        }
-        pictures
     }
 
     /// What is made of all messages of a call that streams answers to one request.
@@ -405,7 +390,7 @@ impl Calls {
             match attempt.await {
                 Ok(()) => return kept.into_iter().collect(),
                 Err(status) if patience.wait_after(&status).await => {}
-                Err(status) => return Err(Failure::status(&status)),
+                Err(status) => return Err(Failure::of("activation", &status)),
             }
         }
     }
@@ -458,33 +443,42 @@ fn is_away(status: &Status) -> bool {
     broken || matches!(status.code(), Code::Unavailable | Code::ResourceExhausted)
 }
 
-/// Sends items over streams of a few, and gives each one's result in its place. Items that are failures already are not sent; items that
-/// a broken stream left open are sent again.
-async fn each<I, Q, A, V, F>(
-    items: &[Result<I, Failure>],
-    request: impl Fn(u64, &I) -> Q,
+/// Sends items to a service over streams of a few, and gives each one's result in its place. `request` makes an item's message, when its turn comes;
+/// an item for which it can't is not sent. Items that a broken stream left open are sent again.
+async fn each<I, Q, A, V, M, F, R>(
+    service: &str,
+    items: &[I],
+    request: impl Fn(u64, I) -> M,
     call: impl Fn(stream::Iter<std::vec::IntoIter<Q>>) -> F,
-    read: impl Fn(A) -> (u64, Result<V, Failure>),
+    read: impl Fn(A) -> R,
 ) -> Results<V>
 where
+    I: Clone,
+    M: Future<Output = Result<Q, Failure>>,
     F: Future<Output = Result<Response<Streaming<A>>, Status>>,
+    R: Future<Output = (u64, Result<V, Failure>)>,
 {
-    let mut results: Vec<Option<Result<V, Failure>>> = items.iter().map(|item| item.as_ref().err().map(|failure| Err(failure.clone()))).collect();
-    let ids: Vec<usize> = (0..items.len()).filter(|id| items.get(*id).is_some_and(Result::is_ok)).collect();
-    for ids in ids.chunks(ITEMS) {
+    let mut results: Vec<Option<Result<V, Failure>>> = items.iter().map(|_| None).collect();
+    for (first, items) in (0..items.len()).step_by(ITEMS).zip(items.chunks(ITEMS)) {
         let mut patience = Patience::default();
         loop {
-            let open = |id: &&usize| results.get(**id).is_some_and(Option::is_none);
-            let requests: Vec<Q> = ids.iter().filter(open).filter_map(|id| items.get(*id)?.as_ref().ok().map(|item| request(*id as u64, item))).collect();
+            let mut requests: Vec<Q> = Vec::new();
+            for (id, item) in (first..).zip(items) {
+                let Some(place @ None) = results.get_mut(id) else { continue };
+                match request(id as u64, item.clone()).await {
+                    Ok(request) => requests.push(request),
+                    Err(failure) => *place = Some(Err(failure)),
+                }
+            }
+            if requests.is_empty() {
+                break;
+            }
             let mut went_on = false;
             let exchange = async {
                 let mut answers = call(stream::iter(requests)).await?.into_inner();
                 while let Some(answer) = answers.message().await? {
                     went_on = true;
-                    let (id, result) = read(answer);
-                    if matches!(&result, Err(failure) if failure.reason == SHUTTING_DOWN) {
-                        return Err(Status::unavailable("the service is shutting down"));
-                    }
+                    let (id, result) = read(answer).await;
                     if let Some(place) = results.get_mut(id as usize) {
                         *place = Some(result);
                     }
@@ -496,12 +490,8 @@ where
                 patience = Patience::default();
             }
             if !patience.wait_after(&status).await {
-                let failure = Failure::status(&status);
-                for id in ids {
-                    if let Some(place) = results.get_mut(*id).filter(|place| place.is_none()) {
-                        *place = Some(Err(failure.clone()));
-                    }
-                }
+                let failure = Failure::of(service, &status);
+                results.iter_mut().skip(first).take(items.len()).filter(|place| place.is_none()).for_each(|place| *place = Some(Err(failure.clone())));
                 break;
             }
         }
@@ -510,8 +500,13 @@ where
 }
 
 impl Failure {
-    /// Of a whole call.
-    pub(crate) fn status(status: &Status) -> Self {
+    /// Of a whole call of a service.
+    fn of(service: &str, status: &Status) -> Self {
+        let Self { reason, message, .. } = Self::status(status);
+        Self::new(&reason, format!("the {service} service: {message}"))
+    }
+
+    fn status(status: &Status) -> Self {
         let reason = fault::reason_of(status).unwrap_or_else(|| format!("{:?}", status.code()));
         Self::new(&reason.to_lowercase(), status.message())
     }

@@ -15,10 +15,10 @@ use tonic::Status;
 
 use crate::progress::Progress;
 
-/// Between two looks at how far a job is.
-const PROGRESS: Duration = Duration::from_millis(200);
+/// Between two messages about how far a job is.
+const PROGRESS: Duration = Duration::from_millis(100);
 /// Finished jobs that are kept to be found again; the oldest go first.
-const KEPT: usize = 100;
+const KEPT: usize = 16;
 
 /// A job.
 #[derive(Debug)]
@@ -158,7 +158,7 @@ impl Watcher {
             if self.waiting.is_empty() {
                 // Many small changes are told together.
                 let _ = self.changed.changed().await;
-                tokio::time::sleep(PROGRESS / 4).await;
+                tokio::time::sleep(PROGRESS).await;
             }
         }
     }
@@ -215,6 +215,8 @@ impl Jobs {
         if let Some((_, cell)) = known.iter().find(|(id, _)| id == request_id) {
             return Arc::clone(cell);
         }
+        // A request whose caller left before its job was made.
+        known.retain(|(_, cell)| cell.initialized() || Arc::strong_count(cell) > 1);
         let is_over = |(_, cell): &Known| cell.get().is_some_and(|job| job.has_ended());
         if known.iter().filter(|known| is_over(known)).count() >= KEPT
             && let Some(oldest) = known.iter().position(is_over)

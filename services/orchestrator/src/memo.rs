@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     hash::Hash,
-    num::NonZeroUsize,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -17,6 +16,8 @@ use crate::steps::Failure;
 pub(crate) struct Memo<K: Hash + Eq, V> {
     /// Empty until it is made; the sender is with who makes it, and gone if that failed.
     cells: Mutex<LruCache<K, watch::Receiver<Option<V>>>>,
+    /// Values that are kept.
+    size: usize,
 }
 
 /// What was asked for, and how it came about.
@@ -33,7 +34,8 @@ pub(crate) struct Found<V> {
 impl<K: Hash + Eq + Clone, V: Clone> Memo<K, V> {
     /// Keeps so many values; one that was dropped is made again when it is asked for.
     pub(crate) fn new(size: usize) -> Self {
-        Self { cells: Mutex::new(LruCache::new(NonZeroUsize::new(size).unwrap_or(NonZeroUsize::MIN))) }
+        // With a bound of its own it would take all the memory for it at once.
+        Self { cells: Mutex::new(LruCache::unbounded()), size: size.max(1) }
     }
 
     /// The values of the keys. `make` gets those (each once) that nobody has made or is making, and gives a result for each, in their order.
@@ -89,6 +91,9 @@ impl<K: Hash + Eq + Clone, V: Clone> Memo<K, V> {
                 _ => {
                     let (sender, cell) = watch::channel(None);
                     cells.put(key.clone(), cell);
+                    if cells.len() > self.size {
+                        cells.pop_lru();
+                    }
                     claimed.mine.push((key.clone(), sender));
                 }
             }

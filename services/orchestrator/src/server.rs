@@ -28,7 +28,7 @@ use dnd_proto::v1::{
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use prost::Message as _;
 use tokio::task::JoinSet;
-use tokio_util::sync::DropGuard;
+use tokio_util::{sync::DropGuard, task::AbortOnDropHandle};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::{
@@ -224,7 +224,7 @@ impl Orchestrator {
         tasks.spawn(async move {
             // The work is a task of its own, so that a panic in it ends its job and nothing else.
             let cancelled = job.cancelled.clone();
-            let mut working = tokio::spawn(work);
+            let mut working = AbortOnDropHandle::new(tokio::spawn(work));
             let ended = tokio::select! {
                 ended = &mut working => ended.unwrap_or_else(|_| Err(Fault::internal("the job panicked; the orchestrator's log has the details"))),
                 () = cancelled.cancelled() => {
@@ -262,7 +262,11 @@ impl Orchestrator {
 
     async fn describe(&self, target: &Target, layers: &[LayerUnits]) -> Result<DescribeTargetResponse, Fault> {
         let request = DescribeTargetRequest { target: Some(target.clone()), asked: layers.to_vec() };
-        let described = self.models.activation.clone().describe_target(request).await;
+        let described = once_loaded(|| {
+            let (mut client, request) = (self.models.activation.clone(), request.clone());
+            async move { client.describe_target(request).await }
+        })
+        .await;
         described.map(Response::into_inner).map_err(|status| passed_on("activation", &status))
     }
 
@@ -304,7 +308,7 @@ impl Orchestrator {
             layers: prepared.layers.clone(),
             summary: parameters::summary(parameters).into(),
             token_summary: parameters::token_summary(parameters).into(),
-            top: Some(parameters.probe_images),
+            top: Some(steps::looked_at(parameters)),
         };
         let probe = self.models.activation.clone().probe(request).await;
         probe.map(Response::into_inner).map_err(|status| passed_on("activation", &status))
@@ -413,7 +417,7 @@ fn next(job: &Job, calls: &Calls, message: Result<Option<ProbeResponse>, Status>
         Some(probe_response::Event::Total(total)) => {
             done.pictures = total.pictures;
             job.progress.calls(Stage::Probe, total.pictures + total.rerun, 0);
-            let wanted = u64::from(calls.parameters().probe_images);
+            let wanted = u64::from(steps::looked_at(calls.parameters()));
             if total.pictures < wanted {
                 done.warnings.push(format!(
                     "the probing set has {} good pictures, fewer than the {wanted} that are looked at for each unit: all are used",

@@ -62,7 +62,7 @@ impl Summarizer {
     pub fn load(folder: &Path, args: &EngineArgs) -> Result<Self, Error> {
         let folder = ModelFolder::open(folder)?;
         let config: Config = folder.json("configuration", "config.json")?;
-        let file = folder.file("language model", &["onnx/model.onnx", "model.onnx", "decoder_model_merged.onnx"])?;
+        let file = folder.file("language model", &["onnx/model.onnx", "model.onnx"])?;
         let tokenizer = Tokenizer::read(&folder.file("tokenizer", &["tokenizer.json"])?)?;
         let chat = ChatTemplate::read(&folder)?;
         let generation: Option<GenerationConfig> = match folder.optional(&["generation_config.json"]) {

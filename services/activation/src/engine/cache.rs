@@ -13,7 +13,7 @@ use tokio::sync::OnceCell;
 /// The most recently used values by their keys. Who asks for one that is being made waits for it; others are not held up.
 pub(crate) struct Cache<K: Hash + Eq, V>(Mutex<LruCache<K, Arc<OnceCell<Arc<V>>>>>);
 
-impl<K: Hash + Eq, V: Send + Sync + 'static> Cache<K, V> {
+impl<K: Hash + Eq + Clone, V: Send + Sync + 'static> Cache<K, V> {
     pub(crate) fn new(size: NonZeroUsize) -> Self {
         Self(Mutex::new(LruCache::new(size)))
     }
@@ -29,7 +29,7 @@ impl<K: Hash + Eq, V: Send + Sync + 'static> Cache<K, V> {
                 Some(cell) => (Arc::clone(cell), None),
                 None => {
                     let cell = Arc::default();
-                    (Arc::clone(&cell), kept.push(key, cell))
+                    (Arc::clone(&cell), kept.push(key.clone(), cell))
                 }
             }
         };
@@ -37,7 +37,15 @@ impl<K: Hash + Eq, V: Send + Sync + 'static> Cache<K, V> {
             // It may wait for threads to end.
             tokio::task::spawn_blocking(move || drop(evicted.1)).await.map_err(|_| Fault::internal("what was kept could not be dropped"))?;
         }
-        cell.get_or_try_init(|| async { make().await.map(Arc::new) }).await.cloned()
+        let made = cell.get_or_try_init(|| async { make().await.map(Arc::new) }).await.cloned();
+        if made.is_err() {
+            // Nothing takes the place of something that is there.
+            let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if kept.peek(&key).is_some_and(|other| Arc::ptr_eq(other, &cell) && !cell.initialized()) {
+                kept.pop(&key);
+            }
+        }
+        made
     }
 
     /// Forgets a key: the next who asks has its value made anew.

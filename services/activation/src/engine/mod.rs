@@ -13,7 +13,7 @@ use std::{
     time::SystemTime,
 };
 
-use clap::Args;
+use clap::{Args, builder::RangedU64ValueParser};
 use dnd_mesh::{
     Fault,
     blobs::{self, Blobs},
@@ -46,7 +46,7 @@ pub struct ActivationArgs {
     #[arg(long, env = "DND_MAP_MEMORY", default_value_t = 256)]
     pub map_memory: usize,
     /// Pixels of a picture at most; larger ones are skipped
-    #[arg(long, env = "DND_MAX_PIXELS", default_value_t = PictureLimits::default().pixels)]
+    #[arg(long, env = "DND_MAX_PIXELS", default_value_t = PictureLimits::default().pixels, value_parser = RangedU64ValueParser::<u64>::new().range(1..=PictureLimits::default().pixels))]
     pub max_pixels: u64,
 }
 
@@ -96,6 +96,7 @@ struct FileState {
 
 /// Sets whose listing is kept, and files whose digest is.
 const LISTINGS: NonZeroUsize = NonZeroUsize::new(8).expect("8 is not 0");
+const MOST_PICTURES_IN_WORK: usize = 128;
 const DIGESTS: NonZeroUsize = NonZeroUsize::new(256).expect("256 is not 0");
 
 impl Activation {
@@ -130,9 +131,9 @@ impl Activation {
         self.limits.map_memory << 20
     }
 
-    /// Pictures that are in work at a time.
+    /// Pictures that are in work at a time: enough for every session to have its next batch waiting, and not so many that they fill the memory.
     pub(crate) fn concurrency(&self) -> usize {
-        2 * self.args.batch() * self.args.thread_budget()
+        (2 * self.args.batch() * self.args.thread_budget()).min(MOST_PICTURES_IN_WORK)
     }
 
     /// The pictures of a set; listed once for calls in a row.
@@ -172,23 +173,24 @@ impl Activation {
         let target = target.ok_or_else(|| Fault::field("target", "not set; say which network to dissect"))?;
         let file = self.target_file(&target)?;
         let digest = self.digest(file.clone()).await?;
-        if !target.digest.is_empty() && target.digest != *digest {
-            return Err(Fault::field("target.digest", format!("{} has the digest {digest}, not {}", file.display(), target.digest)));
-        }
         let network = {
             let (file, target) = (file.clone(), target.clone());
             self.networks.get((file.clone(), digest.to_string()), || blocking(move || read_target(&file, &target))).await?
         };
         let (external, size) = self.external_data(&file, &network, &target).await?;
-        let key = format!("{file:?} {digest} {external:?} {:?}", target.preprocessing);
+        // Files of external data are a part of the network: what it is known by is of all of them.
+        let whole = if external.is_empty() { digest.to_string() } else { blobs::digest(format!("{digest} {external:?}").as_bytes()) };
+        if !target.digest.is_empty() && ![digest.as_str(), &whole].contains(&target.digest.as_str()) {
+            return Err(Fault::field("target.digest", format!("{} has the digest {whole}, not {}", file.display(), target.digest)));
+        }
+        let key = format!("{file:?} {whole} {:?}", target.preprocessing);
         let args = self.args.clone();
         let make = || {
             blocking(move || {
                 let input = network.input()?;
                 let preprocessing = preprocessing(target.preprocessing, input.size)?;
                 let layers = describe::layers(&network, &input, &preprocessing, &args.for_model(u64::MAX))?;
-                let digest = if external.is_empty() { digest.to_string() } else { blobs::digest(format!("{digest} {external:?}").as_bytes()) };
-                Ok(Described { digest, network, preprocessing, layers, size })
+                Ok(Described { digest: whole, network, preprocessing, layers, size })
             })
         };
         self.described.get(key, make).await

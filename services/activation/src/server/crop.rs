@@ -18,7 +18,7 @@ use dnd_proto::v1::{self as proto, CropRequest, CropResponse, TopPicture, crop_r
 use futures::{StreamExt as _, stream};
 use image::RgbImage;
 
-use super::{check_count, prepare, read, reading};
+use super::{Prepared, check_count, prepare, read, reading};
 use crate::{
     Activation,
     engine::{Cut, Output, ProbingSet, Source, blocking},
@@ -32,8 +32,8 @@ pub(super) async fn crop(activation: Arc<Activation>, request: CropRequest) -> R
     let parameters = parameters_of(&request)?;
     check_count(request.pictures.len())?;
     let reading = reading(request.summary(), request.token_summary());
-    let (cut, _) = prepare(&activation, request.target, &request.layers, reading).await?;
-    let asked = request.layers.iter().position(|layer| layer.layer == request.layer);
+    let Prepared { cut, layers, .. } = prepare(&activation, request.target, &request.layers, reading).await?;
+    let asked = (request.layers.iter().map(|layer| &layer.layer)).zip(&layers).position(|(said, found)| [said, &found.name].contains(&&request.layer));
     let layer = asked.ok_or_else(|| Fault::field("layer", format!("{:?} is not among the layers of the request", request.layer)))?;
     let units = cut.layers.get(layer).map_or(0, |layer| layer.units);
     if request.unit >= units {

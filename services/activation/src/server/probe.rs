@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use dnd_mesh::{Fault, blobs, items};
+use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, blobs, items};
 use dnd_method::top::Entry;
 use dnd_onnx::pictures;
 use dnd_proto::v1::{self as proto, ProbeProgress, ProbeRequest, ProbeResponse, ProbeTotal, ProbedUnit, SkippedPicture, TopPicture, probe_response::Event};
@@ -17,14 +17,16 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
-use super::{prepare, reading};
+use super::{Prepared, prepare, reading};
 use crate::{
     Activation,
-    engine::{Collector, Cut, Found, Output, Probed, ProbedMap, ProbingSet, Source, blocking},
+    engine::{Collector, Cut, Found, LayerInfo, Output, Probed, ProbedMap, ProbingSet, Source, blocking},
 };
 
 const DEFAULT_TOP: u32 = 10;
 const MOST_TOP: u32 = 1000;
+/// Bytes of a unit's maps: they go into one message with a little more.
+const MOST_MAP_BYTES: usize = MAX_MESSAGE_BYTES / 8 * 7;
 /// Between two messages of progress.
 const PROGRESS: Duration = Duration::from_millis(250);
 /// Messages that wait for a slow caller before the pass waits too.
@@ -37,23 +39,35 @@ pub(super) async fn probe(activation: Arc<Activation>, request: ProbeRequest) ->
         return Err(Fault::field("top", format!("{top}; it is 1 to {MOST_TOP}")));
     }
     let reading = reading(request.summary(), request.token_summary());
-    let (cut, units) = prepare(&activation, request.target, &request.layers, reading).await?;
+    let Prepared { cut, layers, units } = prepare(&activation, request.target, &request.layers, reading).await?;
+    if let Some(layer) = layers.iter().find(|layer| top as usize * layer.map_values() * size_of::<f32>() > MOST_MAP_BYTES) {
+        let most = MOST_MAP_BYTES / (layer.map_values() * size_of::<f32>());
+        return Err(Fault::field("top", format!("{top}; of {} {most} pictures' activation maps go into one message", layer.name)));
+    }
     let set = activation.fresh_set(request.probing_set).await?;
     let (events, messages) = mpsc::channel(WAITING);
-    let pass = Pass { activation, cut, set, events };
-    // The pass is a part of the stream: it is polled with it, and dropped with it.
+    let last = events.clone();
+    let pass = Pass { activation, cut, layers, set, events };
+    // The pass is a part of the stream: it is polled with it, and dropped with it. A fault of it is told after what it had to say before.
     let run = AssertUnwindSafe(pass.run(units, top as usize))
         .catch_unwind()
         .map(|ended| ended.unwrap_or_else(|_| Err(Fault::internal("the probing pass panicked; the service's log has the details"))));
-    let run = stream::once(run).filter_map(|ended| async { ended.err().map(|fault| Err(Status::from(fault))) });
-    Ok(Box::pin(stream::select(ReceiverStream::new(messages).map(Ok), run)))
+    let run = run.then(|ended| async move {
+        if let Err(fault) = ended {
+            // Nobody is told if nobody listens.
+            let _ = last.send(Err(fault.into())).await;
+        }
+    });
+    let run = stream::once(run).filter_map(|()| async { None });
+    Ok(Box::pin(stream::select(ReceiverStream::new(messages), run)))
 }
 
 struct Pass {
     activation: Arc<Activation>,
     cut: Arc<Cut>,
+    layers: Vec<LayerInfo>,
     set: Arc<ProbingSet>,
-    events: mpsc::Sender<ProbeResponse>,
+    events: mpsc::Sender<Result<ProbeResponse, Status>>,
 }
 
 /// A picture that was read.
@@ -103,7 +117,7 @@ impl Pass {
 
     async fn say(&self, event: Event) -> Result<(), Fault> {
         let gone = |_| Fault::new(Code::Cancelled, "CALLER_GONE", "the caller has gone");
-        self.events.send(ProbeResponse { event: Some(event) }).await.map_err(gone)
+        self.events.send(Ok(ProbeResponse { event: Some(event) })).await.map_err(gone)
     }
 
     /// Runs every different picture of the set; gives the digests of those that were run.
@@ -263,7 +277,7 @@ impl Pass {
             },
         };
         let Found { layer, unit, dead, not_finite, top, .. } = found;
-        let layer = self.cut.layers.get(layer).map(|layer| layer.name.clone()).unwrap_or_default();
+        let layer = self.layers.get(layer).map(|layer| layer.name.clone()).unwrap_or_default();
         ProbedUnit { layer, unit, dead, not_finite, lowest, highest, top: top.into_iter().map(picture).collect() }
     }
 }

@@ -51,7 +51,8 @@ impl Unit<'_> {
     /// Crops the top pictures around their salient regions, and takes the K highest activating of pictures and crops.
     pub(crate) async fn augment(&mut self, probed: &ProbedUnit) -> Result<ActivatingImages, Failure> {
         let parameters = self.calls.parameters();
-        let (crops, failures) = self.timed(Stage::Crop, self.calls.crops(&probed.layer, probed.unit, &probed.top)).await?;
+        let highest = &probed.top[..probed.top.len().min(parameters.probe_images as usize)];
+        let (crops, failures) = self.timed(Stage::Crop, self.calls.crops(&probed.layer, probed.unit, highest)).await?;
         for (picture, failure) in failures {
             if !failure.is_the_items {
                 return Err(failure);

@@ -6,6 +6,7 @@ mod select;
 
 use std::time::Instant;
 
+use dnd_method::parameters::Parameters;
 use dnd_proto::v1::{ProbedUnit, Stage, StoredImages, UnitResult, UnitState};
 
 use crate::{calls::Calls, jobs::Job};
@@ -28,6 +29,11 @@ impl Failure {
     pub(crate) fn new(reason: &str, message: impl Into<String>) -> Self {
         Self { reason: reason.to_owned(), message: message.into(), is_the_items: false }
     }
+}
+
+/// Pictures of the probing set that a unit is asked for: those to crop, and those that may be among the highest activating images.
+pub(crate) fn looked_at(parameters: &Parameters) -> u32 {
+    parameters.probe_images.max(parameters.top_images)
 }
 
 /// A unit on its way through the steps.
