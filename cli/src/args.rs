@@ -32,7 +32,7 @@ pub(crate) struct MeshArgs {
     /// Folder of the model suite; needed unless --endpoint is given
     #[arg(long, env = "DND_MODELS", value_name = "DIR")]
     pub(crate) models: Option<PathBuf>,
-    /// An orchestrator to ask, such as http://localhost:50051; by default the mesh runs in this process
+    /// An orchestrator to ask, such as http://localhost:50051, whatever --models says; by default the mesh runs in this process
     #[arg(long, env = "DND_ENDPOINT", value_name = "URL")]
     pub(crate) endpoint: Option<String>,
     #[command(flatten)]

@@ -6,13 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use dnd_mesh::blobs;
+use dnd_mesh::{blobs, uri};
 use dnd_onnx::{
     folder,
     graph::Network,
     pictures::{self, PreprocessorConfig},
 };
-use dnd_proto::v1::{ListedPicture, PictureList, Preprocessing, ProbingSet, ProbingSource, Target, probing_source::Source};
+use dnd_proto::v1::{ListedPicture, PictureList, Preprocessing, ProbingSet, ProbingSource, SkippedPicture, Target, probing_source::Source};
 use prost::Message as _;
 use tempfile::TempDir;
 
@@ -48,7 +48,7 @@ impl TargetFile {
     /// The target as the mesh takes it: by URI if it can read this machine's files, else uploaded.
     pub(crate) async fn give(&self, mesh: &Mesh) -> Result<Target, Problem> {
         if mesh.is_local() {
-            return Ok(Target { uri: uri(&self.path), digest: String::new(), preprocessing: self.preprocessing.clone() });
+            return Ok(Target { uri: uri::of_file(&self.path), digest: String::new(), preprocessing: self.preprocessing.clone() });
         }
         // Looked at here, where its name is known.
         let (network, path) = (self.path.clone(), self.path.clone());
@@ -86,14 +86,15 @@ impl Images {
         Ok(Self(found))
     }
 
-    /// The set as the mesh takes it: by URIs if it can read this machine's files, else uploaded.
-    pub(crate) async fn give(&self, mesh: &Mesh) -> Result<ProbingSet, Problem> {
+    /// The set as the mesh takes it: by URIs if it can read this machine's files, else uploaded. Beside it what could not be read here, and why.
+    pub(crate) async fn give(&self, mesh: &Mesh) -> Result<(ProbingSet, Vec<SkippedPicture>), Problem> {
         let mut sources = Vec::with_capacity(self.0.len());
+        let mut skipped = Vec::new();
         for path in &self.0 {
-            let source = if mesh.is_local() { Source::Uri(uri(path)) } else { Source::ListDigest(upload(path, mesh).await?) };
+            let source = if mesh.is_local() { Source::Uri(uri::of_file(path)) } else { Source::ListDigest(upload(path, mesh, &mut skipped).await?) };
             sources.push(ProbingSource { source: Some(source) });
         }
-        Ok(ProbingSet { sources })
+        Ok((ProbingSet { sources }, skipped))
     }
 
     /// Copies of every so many pictures of the set, in a folder of their own; and how many the set has.
@@ -116,20 +117,21 @@ impl Images {
     }
 }
 
-async fn upload(path: &Path, mesh: &Mesh) -> Result<String, Problem> {
+async fn upload(path: &Path, mesh: &Mesh, skipped: &mut Vec<SkippedPicture>) -> Result<String, Problem> {
     let unpacked = unpacked(path)?;
     let root = unpacked.as_ref().map_or(path, TempDir::path);
     let mut list = PictureList::default();
     let mut files: HashMap<String, PathBuf> = HashMap::new();
-    let nothing = tempfile::NamedTempFile::new().map_err(|e| Problem::failure(e.to_string()))?;
-    for (path, file) in pictures::in_folder(root).map_err(|e| Problem::file(root, &e))?.pictures {
-        // A picture that can't be read here is sent as an empty one: it is skipped there, as any that can't be read.
-        let (digest, file) = match blobs::digest_of(&file).await {
-            Ok(digest) => (digest, file),
-            Err(_) => (blobs::digest(b""), nothing.path().to_owned()),
-        };
-        files.insert(digest.clone(), file);
-        list.pictures.push(ListedPicture { path, digest });
+    let listing = pictures::in_folder(root).map_err(|e| Problem::file(root, &e))?;
+    skipped.extend(listing.unreadable.into_iter().map(|(path, reason)| SkippedPicture { path, reason }));
+    for (path, file) in listing.pictures {
+        match blobs::digest_of(&file).await {
+            Ok(digest) => {
+                files.insert(digest.clone(), file);
+                list.pictures.push(ListedPicture { path, digest });
+            }
+            Err(error) => skipped.push(SkippedPicture { path, reason: error.to_string() }),
+        }
     }
     let encoded = list.encode_to_vec();
     let digest = blobs::digest(&encoded);
@@ -155,8 +157,4 @@ fn unpacked(path: &Path) -> Result<Option<TempDir>, Problem> {
 
 fn absolute(path: &Path) -> Result<PathBuf, Problem> {
     std::path::absolute(path).map_err(|e| Problem::file(path, &e))
-}
-
-fn uri(path: &Path) -> String {
-    format!("file:{}", path.display())
 }

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{demo, dissect, doctor, layers, models, select, up};
-use problem::unless_interrupted;
+use problem::{Problem, unless_interrupted};
 
 /// Labels neurons of vision networks in words (Describe-and-Dissect), with the evidence for each label.
 #[derive(Debug, Parser)]
@@ -45,23 +45,26 @@ enum Command {
     Up(up::Args),
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let Cli { command, log } = Cli::parse();
     dnd_mesh::telemetry::init(&log);
-    let outcome = match command {
+    let outcome = dnd_mesh::program::run(run(command, &log)).unwrap_or_else(|e| Err(Problem::failure(format!("the program's threads can't be started: {e}"))));
+    outcome.unwrap_or_else(|problem| {
+        eprintln!("dnd: {problem}");
+        problem.exit_code()
+    })
+}
+
+async fn run(command: Command, log: &str) -> Result<ExitCode, Problem> {
+    match command {
         Command::Demo(args) => demo::run(args).await,
         Command::Dissect(args) => dissect::run(args).await,
         Command::Layers(args) => unless_interrupted(layers::run(args)).await,
         Command::Select(args) => unless_interrupted(select::run(args)).await,
         Command::Models(args) => unless_interrupted(models::run(args)).await,
         Command::Doctor(args) => unless_interrupted(doctor::run(args)).await,
-        Command::Up(args) => up::run(args, &log).await,
-    };
-    outcome.unwrap_or_else(|problem| {
-        eprintln!("dnd: {problem}");
-        problem.exit_code()
-    })
+        Command::Up(args) => up::run(args, log).await,
+    }
 }
 
 #[cfg(test)]

@@ -31,6 +31,11 @@ impl Problem {
         Self { message: message.into(), kind: Kind::Input }
     }
 
+    /// Ctrl-C ended the command before there was anything to show for it.
+    pub(crate) fn interrupted() -> Self {
+        Self { message: "interrupted".to_owned(), kind: Kind::Interrupted }
+    }
+
     /// Something failed.
     pub(crate) fn failure(message: impl Into<String>) -> Self {
         Self { message: message.into(), kind: Kind::Failure }
@@ -58,7 +63,7 @@ impl Problem {
 pub(crate) async fn unless_interrupted<T>(work: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
     tokio::select! {
         done = work => done,
-        _ = tokio::signal::ctrl_c() => Err(Problem { message: "interrupted".to_owned(), kind: Kind::Interrupted }),
+        _ = tokio::signal::ctrl_c() => Err(Problem::interrupted()),
     }
 }
 

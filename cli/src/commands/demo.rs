@@ -28,7 +28,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", default_value = "out/demo")]
     out: PathBuf,
     /// Folder of the sketch suite
-    #[arg(long, env = "DND_MODELS", value_name = "DIR", default_value = "models/sketch")]
+    #[arg(long, value_name = "DIR", default_value = "models/sketch")]
     models: PathBuf,
     #[command(flatten)]
     engine: dnd_onnx::runtime::EngineArgs,
@@ -56,9 +56,10 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
     let parameters = Parameters { num_inference_steps: STEPS, ..Parameters::default() };
     let mesh = unless_interrupted(Mesh::load(suite, &mesh_args)).await?;
 
+    let (set, _) = images.give(&mesh).await?;
     let folder = Folder::new(&args.out.join("planted"), true)?;
     let layers = marks.layers().map(|layer| LayerUnits { layer: layer.to_owned(), units: Vec::new() }).collect();
-    let asked = request(planted.give(&mesh).await?, layers, images.give(&mesh).await?, &parameters);
+    let asked = request(planted.give(&mesh).await?, layers, set.clone(), &parameters);
     let Ran { folder: planted, mesh, interrupted } = dissect(mesh, asked, folder).await?;
     if interrupted {
         return Ok(ExitCode::from(INTERRUPTED));
@@ -66,7 +67,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
 
     let folder = Folder::new(&args.out.join("resnet"), true)?;
     let layers = TRAINED.map(|(layer, units)| LayerUnits { layer: layer.to_owned(), units: (0..units).collect() }).to_vec();
-    let asked = request(trained.give(&mesh).await?, layers, images.give(&mesh).await?, &parameters);
+    let asked = request(trained.give(&mesh).await?, layers, set, &parameters);
     let Ran { folder: resnet, interrupted, .. } = dissect(mesh, asked, folder).await?;
     if interrupted {
         return Ok(ExitCode::from(INTERRUPTED));

@@ -5,7 +5,6 @@ use std::{path::PathBuf, process::ExitCode};
 use dnd_mesh::parameters::to_message;
 use dnd_method::parameters::Parameters;
 use dnd_proto::v1::{DissectRequest, JobDone, LayerUnits, OnDisconnect, ProbingSet, Stage, StageTime, Target, UnitResult, dissect_response::Event};
-use tonic::Streaming;
 
 use crate::{
     args::{MeshArgs, Settings, TargetArgs, units},
@@ -65,13 +64,18 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
     if args.dry_run {
         return unless_interrupted(dry_run(&args.mesh, &target, layers, &images, &parameters)).await;
     }
-    let folder = Folder::new(&args.out, args.fresh)?;
-    let (mesh, request) = unless_interrupted(async {
+    let mut folder = Folder::new(&args.out, args.fresh)?;
+    let (mesh, request, skipped) = unless_interrupted(async {
         let mesh = Mesh::open(&args.mesh).await?;
-        let request = request(target.give(&mesh).await?, layers, images.give(&mesh).await?, &parameters);
-        Ok((mesh, request))
+        let (set, skipped) = images.give(&mesh).await?;
+        let request = request(target.give(&mesh).await?, layers, set, &parameters);
+        Ok((mesh, request, skipped))
     })
     .await?;
+    for skipped in skipped {
+        eprintln!("skipped {}: {}", skipped.path, skipped.reason);
+        folder.skipped(skipped);
+    }
     let Ran { folder, interrupted, .. } = dissect(mesh, request, folder).await?;
     summarise(&folder, interrupted)
 }
@@ -98,10 +102,9 @@ pub(crate) struct Ran {
 
 /// Runs a job and keeps what it gives, until it is done or Ctrl-C ends it.
 pub(crate) async fn dissect(mut mesh: Mesh, request: DissectRequest, mut folder: Folder) -> Result<Ran, Problem> {
-    let events = mesh.dissect.dissect(request).await?.into_inner();
     let mut watch = Watch::new();
     let ended = tokio::select! {
-        ended = follow(events, &mut mesh, &mut folder, &mut watch) => Some(ended),
+        ended = follow(request, &mut mesh, &mut folder, &mut watch) => Some(ended),
         _ = tokio::signal::ctrl_c() => None,
     };
     watch.end();
@@ -114,6 +117,7 @@ pub(crate) async fn dissect(mut mesh: Mesh, request: DissectRequest, mut folder:
             folder.finish(None)?;
             Err(problem)
         }
+        None if !folder.has_begun() => Err(Problem::interrupted()),
         None => {
             folder.finish(None)?;
             Ok(Ran { folder, mesh, interrupted: true })
@@ -121,7 +125,8 @@ pub(crate) async fn dissect(mut mesh: Mesh, request: DissectRequest, mut folder:
     }
 }
 
-async fn follow(mut events: Streaming<dnd_proto::v1::DissectResponse>, mesh: &mut Mesh, folder: &mut Folder, watch: &mut Watch) -> Result<JobDone, Problem> {
+async fn follow(request: DissectRequest, mesh: &mut Mesh, folder: &mut Folder, watch: &mut Watch) -> Result<JobDone, Problem> {
+    let mut events = mesh.dissect.dissect(request).await?.into_inner();
     while let Some(response) = events.message().await? {
         match response.event {
             Some(Event::Accepted(accepted)) => {
@@ -190,14 +195,13 @@ async fn dry_run(args: &MeshArgs, target: &TargetFile, layers: Vec<LayerUnits>, 
     let sampled = Images::open(&[sample.path().to_owned()])?;
     let mut mesh = Mesh::open(args).await?;
     let given = target.give(&mesh).await?;
-    let set = sampled.give(&mesh).await?;
+    let (set, _) = sampled.give(&mesh).await?;
     let all = units_of_job(&mesh, request(given.clone(), layers, set.clone(), parameters)).await?;
     let count: usize = all.iter().map(|layer| layer.units.len()).sum();
     let firsts = all.iter().map(|layer| LayerUnits { layer: layer.layer.clone(), units: layer.units.iter().take(1).copied().collect() }).collect();
     let mut folder = Folder::new(trial.path(), true)?;
-    let events = mesh.dissect.dissect(request(given, firsts, set, parameters)).await?.into_inner();
     let mut watch = Watch::new();
-    let done = follow(events, &mut mesh, &mut folder, &mut watch).await;
+    let done = follow(request(given, firsts, set, parameters), &mut mesh, &mut folder, &mut watch).await;
     watch.end();
     let done = done?;
     println!("{} layers, {count} units, {pictures} pictures", all.len());

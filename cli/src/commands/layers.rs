@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use dnd_mesh::uri;
 use dnd_onnx::runtime::EngineArgs;
 use dnd_proto::v1::{DescribeTargetRequest, LayerKind, Target};
 
@@ -27,7 +28,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
     let file = TargetFile::open(&TargetArgs { target: args.target, preprocessing: None })?;
     let mesh = MeshArgs { engine: EngineArgs::one_session(), ..MeshArgs::default() };
     let (mut activation, _local) = activation_alone(&mesh)?;
-    let target = Target { uri: format!("file:{}", file.path.display()), digest: String::new(), preprocessing: file.preprocessing };
+    let target = Target { uri: uri::of_file(&file.path), digest: String::new(), preprocessing: file.preprocessing };
     let described = activation.describe_target(DescribeTargetRequest { target: Some(target), asked: Vec::new() }).await?.into_inner();
     if args.json {
         let text = serde_json::to_string_pretty(&described).map_err(|e| Problem::failure(e.to_string()))?;

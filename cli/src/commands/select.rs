@@ -58,7 +58,11 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
             blobs::upload(mesh.uploads.clone(), files.keys().cloned().collect(), |digest| files.get(digest).cloned()).await?;
             From::Stored(StoredImages { images: unit.images })
         }
-        (None, Some(images)) => From::ProbingSet(images.give(&mesh).await?),
+        (None, Some(images)) => {
+            let (set, skipped) = images.give(&mesh).await?;
+            skipped.iter().for_each(|skipped| eprintln!("skipped {}: {}", skipped.path, skipped.reason));
+            From::ProbingSet(set)
+        }
         (None, None) => return Err(Problem::input("neither --images nor --from is given")),
     };
     let request = SelectConceptRequest {

@@ -100,10 +100,16 @@ impl Folder {
         &self.units
     }
 
+    /// Whether there is a job whose results these are.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.accepted.is_some()
+    }
+
     /// The job is there: begins its results.
     pub(crate) fn accepted(&mut self, accepted: JobAccepted) -> Result<(), Problem> {
         let pictures = self.root.join(PICTURES_FOLDER);
         fs::create_dir_all(&pictures).map_err(|e| Problem::file(&pictures, &e))?;
+        remove_pictures(&pictures).map_err(|e| Problem::file(&pictures, &e))?;
         let path = self.root.join(RESULTS);
         self.lines = Some(File::create(&path).map_err(|e| Problem::file(&path, &e))?);
         self.accepted = Some(accepted);
@@ -262,6 +268,18 @@ fn cell(text: &str) -> String {
     if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{text}") } else { text.to_owned() }
 }
 
+/// Takes away the pictures of the run whose results are replaced: what is named by a digest.
+fn remove_pictures(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.len() == 64 && name.to_string_lossy().bytes().all(|c| c.is_ascii_hexdigit()) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Writes a file beside its place and moves it there: it is whole, or as it was.
 fn write_whole(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> Result<(), Problem> {
     let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
@@ -289,11 +307,17 @@ mod tests {
     fn results_are_not_written_over() {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join(RESULTS), "precious").unwrap();
+        let pictures = root.path().join(PICTURES_FOLDER);
+        fs::create_dir(&pictures).unwrap();
+        fs::write(pictures.join("a".repeat(64)), "of that run").unwrap();
+        fs::write(pictures.join("mine.png"), "of someone else").unwrap();
         assert!(Folder::new(root.path(), false).is_err());
         let mut replacing = Folder::new(root.path(), true).unwrap();
         replacing.finish(None).unwrap();
         assert_eq!(fs::read_to_string(root.path().join(RESULTS)).unwrap(), "precious", "not before there is something to replace them with");
         replacing.accepted(JobAccepted::default()).unwrap();
         assert_eq!(fs::read_to_string(root.path().join(RESULTS)).unwrap(), "");
+        let left: Vec<_> = fs::read_dir(&pictures).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["mine.png"]);
     }
 }

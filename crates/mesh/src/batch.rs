@@ -13,7 +13,10 @@ use std::{
     thread::JoinHandle,
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+};
 
 use crate::Fault;
 
@@ -118,8 +121,12 @@ impl<W: Worker> Drop for Batcher<W> {
         self.stop.0.store(true, Ordering::Relaxed);
         self.shared.lock().closed = true;
         self.shared.changed.notify_all();
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
+        let threads: Vec<_> = self.threads.drain(..).collect();
+        let wait = move || threads.into_iter().for_each(|thread| drop(thread.join()));
+        // They end with the batch that they are running, which a thread of the runtime must not wait for; the runtime's end does.
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(wait)),
+            Err(_) => wait(),
         }
     }
 }

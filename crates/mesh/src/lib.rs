@@ -11,9 +11,11 @@ pub mod channel;
 pub mod fault;
 pub mod items;
 pub mod parameters;
+pub mod program;
 pub mod server;
 mod slot;
 pub mod telemetry;
+pub mod uri;
 
 pub use fault::Fault;
 pub use slot::Slot;

@@ -9,6 +9,7 @@ use clap::Args;
 use dnd_mesh::{
     Slot,
     args::ServeArgs,
+    program,
     server::{self, Services},
     telemetry,
 };
@@ -28,7 +29,7 @@ pub struct ModelServiceArgs {
 }
 
 /// Serves a model over gRPC for the life of the process: `add_to` adds its service, `load` loads it.
-pub async fn run<M: Send + Sync + 'static>(
+pub fn run<M: Send + Sync + 'static>(
     args: ModelServiceArgs,
     add_to: impl FnOnce(Services, Slot<M>) -> Services,
     load: impl FnOnce(&Path, &EngineArgs) -> Result<M, Error> + Send + 'static,
@@ -37,6 +38,6 @@ pub async fn run<M: Send + Sync + 'static>(
     telemetry::init(&serve.log);
     let slot = Slot::default();
     let services = add_to(Services::default(), slot.clone());
-    server::serve(&serve, services, move || load(&model, &engine).map(|loaded| slot.fill(loaded))).await?;
+    program::run(server::serve(&serve, services, move || load(&model, &engine).map(|loaded| slot.fill(loaded))))??;
     Ok(())
 }

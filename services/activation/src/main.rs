@@ -9,6 +9,7 @@ use dnd_mesh::{
     Slot,
     args::ServeArgs,
     blobs::{self, Blobs},
+    program,
     server::{self, Services},
     telemetry,
 };
@@ -34,9 +35,12 @@ struct Args {
     serve: ServeArgs,
 }
 
-#[tokio::main]
-async fn main() -> Result<()> {
-    let Args { data, engine, options, serve } = Args::parse();
+fn main() -> Result<()> {
+    program::run(run(Args::parse()))?
+}
+
+async fn run(args: Args) -> Result<()> {
+    let Args { data, engine, options, serve } = args;
     telemetry::init(&serve.log);
     let blobs = match &data {
         Some(folder) => Blobs::open(folder).with_context(|| format!("can't keep uploads in {}", folder.display()))?,

@@ -191,6 +191,51 @@ async fn bad_pictures_are_skipped_with_their_reason_and_equal_ones_count_once() 
 }
 
 #[tokio::test]
+async fn a_set_without_a_good_picture_is_refused_after_each_was_told() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["a.png", "b.png"] {
+        std::fs::write(folder.path().join(name), name).unwrap();
+    }
+    let request =
+        ProbeRequest { target: Some(target("planted")), probing_set: Some(set(folder.path())), layers: vec![layer("colour", &[0])], ..Default::default() };
+    let mut events = start(4, 1, 64).client.probe(request).await.unwrap().into_inner();
+    let mut skipped = Vec::new();
+    let status = loop {
+        match events.message().await {
+            Ok(Some(response)) => skipped.extend(response.event.and_then(|event| if let Event::Skipped(skipped) = event { Some(skipped.path) } else { None })),
+            Ok(None) => panic!("nothing was wrong"),
+            Err(status) => break status,
+        }
+    };
+    skipped.sort();
+    assert_eq!((skipped, fault::reason_of(&status).as_deref()), (vec!["a.png".to_owned(), "b.png".to_owned()], Some("NO_GOOD_PICTURES")));
+}
+
+#[tokio::test]
+async fn a_layer_with_several_names_has_in_each_call_the_one_that_was_asked_for() {
+    let pictures = pictures(12, 11);
+    let folder = tempfile::tempdir().unwrap();
+    write_pictures(folder.path(), &pictures);
+    let mut service = start(4, 1, 64);
+    let mut found = Vec::new();
+    for name in ["layer4", "layer4.1"] {
+        let (target, set, layers) = (Some(target("resnet")), Some(set(folder.path())), vec![layer(name, &[7])]);
+        let request = ProbeRequest { target: target.clone(), probing_set: set.clone(), layers: layers.clone(), ..Default::default() };
+        let mut events = service.client.probe(request).await.unwrap().into_inner();
+        let mut units = Vec::new();
+        while let Some(response) = events.message().await.unwrap() {
+            units.extend(response.event.and_then(|event| if let Event::Unit(unit) = event { Some(unit) } else { None }));
+        }
+        let [unit] = &units[..] else { panic!("{units:?}") };
+        assert_eq!(unit.layer, name);
+        let request = CropRequest { target, probing_set: set, layers, layer: unit.layer.clone(), unit: 7, pictures: unit.top.clone(), ..Default::default() };
+        service.client.crop(request).await.unwrap();
+        found.push(unit.top.clone());
+    }
+    assert_eq!(found[0], found[1], "one value under two names");
+}
+
+#[tokio::test]
 async fn crops_lie_in_their_picture_and_are_run_through_the_network() {
     let pictures = pictures(60, 7);
     let folder = tempfile::tempdir().unwrap();

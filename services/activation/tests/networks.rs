@@ -271,8 +271,15 @@ async fn weights_in_a_file_of_their_own_are_a_part_of_the_network() {
     let (mut client, _server) = service();
     let folder: TempDir = tempfile::tempdir().unwrap();
     let (set, values) = probing_set(folder.path(), 6);
+    let mut before: Option<Target> = None;
     for weights in [[1.0, 2.0, 3.0], [5.0, 0.5, 0.25]] {
         let target = with_external_weights(folder.path(), weights, "weights.bin");
+        let described = client.describe_target(DescribeTargetRequest { target: Some(target.clone()), asked: vec![] }).await.unwrap().into_inner();
+        let target = Target { digest: described.digest, ..target };
+        if let Some(before) = before.replace(target.clone()) {
+            let status = probe(&mut client, &before, &set, "weighted", TokenSummary::Unspecified).await.unwrap_err();
+            assert!(status.message().contains("has the digest"), "other weights are another network: {}", status.message());
+        }
         let units = probe(&mut client, &target, &set, "weighted", TokenSummary::Unspecified).await.unwrap();
         for (channel, unit) in units.iter().enumerate() {
             let expected = mean(&values[&unit.top[0].path][channel]) * weights[channel];

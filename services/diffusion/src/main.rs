@@ -14,7 +14,6 @@ struct Args {
     service: ModelServiceArgs,
 }
 
-#[tokio::main]
-async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
-    service::run(Args::parse().service, add_to, Diffusion::load).await
+fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+    service::run(Args::parse().service, add_to, Diffusion::load)
 }

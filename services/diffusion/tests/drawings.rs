@@ -50,7 +50,7 @@ fn request(item_id: u64, concept: &str, index: u32) -> GenerateRequest {
 #[tokio::test]
 async fn a_picture_depends_on_seed_concept_and_index_and_on_nothing_else() {
     let wanted: Vec<(&str, u32)> =
-        vec![("red circles", 0), ("red circles", 1), ("blue stars", 0), ("blue stars", 1), ("polka dots", 0), ("green backgrounds", 3)];
+        vec![("red circles", 0), ("red circles", 1), ("blue stars", 0), ("blue stars", 1), ("red horizontal stripes", 0), ("green squares", 3)];
     let requests =
         |order: &mut dyn Iterator<Item = &(&str, u32)>| (0..).zip(order).map(|(id, (concept, index))| request(id, concept, *index)).collect::<Vec<_>>();
     let (_alone, mut alone) = start(1, 1);

@@ -7,6 +7,7 @@ use clap::Parser;
 use dnd_mesh::{
     args::ServeArgs,
     blobs::{self, Blobs},
+    program,
     server::{self, Services},
     telemetry,
 };
@@ -27,9 +28,12 @@ struct Args {
     serve: ServeArgs,
 }
 
-#[tokio::main]
-async fn main() -> Result<()> {
-    let Args { endpoints, data, options, serve } = Args::parse();
+fn main() -> Result<()> {
+    program::run(run(Args::parse()))?
+}
+
+async fn run(args: Args) -> Result<()> {
+    let Args { endpoints, data, options, serve } = args;
     telemetry::init(&serve.log);
     let blobs = match &data {
         Some(folder) => Blobs::open(folder).with_context(|| format!("can't keep pictures in {}", folder.display()))?,

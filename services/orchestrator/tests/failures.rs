@@ -89,8 +89,10 @@ impl activation::ActivationService for Fakes {
     type ProbeStream = items::Responses<ProbeResponse>;
 
     async fn probe(&self, request: Request<ProbeRequest>) -> Result<Response<Self::ProbeStream>, Status> {
-        let units = request.into_inner().layers.into_iter().flat_map(|layer| layer.units.into_iter().map(move |unit| (layer.layer.clone(), unit)));
-        let probed = units.map(|(layer, unit)| ProbedUnit { layer, unit, dead: unit == 99, top: (0..3).map(top).collect(), ..Default::default() });
+        let request = request.into_inner();
+        let highest = u64::from(request.top.unwrap()).min(3);
+        let units = request.layers.into_iter().flat_map(|layer| layer.units.into_iter().map(move |unit| (layer.layer.clone(), unit)));
+        let probed = units.map(|(layer, unit)| ProbedUnit { layer, unit, dead: unit == 99, top: (0..highest).map(top).collect(), ..Default::default() });
         let events: Vec<_> = probed.map(|unit| Ok(ProbeResponse { event: Some(probe_response::Event::Unit(unit)) })).collect();
         Ok(Response::new(Box::pin(stream::iter(events))))
     }
@@ -256,6 +258,10 @@ impl clip::EmbeddingService for Fakes {
 
 /// Runs a job over the stand-ins on three live units and a dead one; gives the results in the order of the units.
 async fn run(behaviour: Behaviour) -> (Vec<UnitResult>, Arc<Behaviour>) {
+    run_with(behaviour, Parameters::default()).await
+}
+
+async fn run_with(behaviour: Behaviour, parameters: Parameters) -> (Vec<UnitResult>, Arc<Behaviour>) {
     let fakes = Fakes(Arc::new(behaviour));
     let services = Services::default()
         .with(activation::ActivationServiceServer::new(fakes.clone()))
@@ -272,7 +278,7 @@ async fn run(behaviour: Behaviour) -> (Vec<UnitResult>, Arc<Behaviour>) {
         target: Some(Target { uri: "file:/somewhere/net.onnx".into(), ..Default::default() }),
         layers: vec![LayerUnits { layer: "layer".into(), units: vec![0, 1, 2, 99] }],
         probing_set: Some(ProbingSet::default()),
-        parameters: Some(Parameters { images_per_concept: Some(4), ..Default::default() }),
+        parameters: Some(Parameters { images_per_concept: Some(4), ..parameters }),
         ..Default::default()
     };
     let mut events = DissectServiceClient::new(server.channel()).dissect(request).await.unwrap().into_inner();
@@ -367,6 +373,16 @@ async fn a_service_that_is_away_for_a_moment_costs_a_moment() {
     let (units, calls) = run(Behaviour { away: AtomicUsize::new(2), ..Default::default() }).await;
     assert!(units.iter().all(|unit| unit.state() == UnitState::Labelled));
     assert_eq!(calls.captions.load(Ordering::Relaxed), 3);
+}
+
+#[tokio::test]
+async fn the_highest_activating_images_are_of_all_pictures_whatever_is_cropped() {
+    for (probe_images, top_images, count) in [(1, 3, 3), (3, 2, 2)] {
+        let parameters = Parameters { probe_images: Some(probe_images), top_images: Some(top_images), ..Default::default() };
+        let (units, _) = run_with(Behaviour::default(), parameters).await;
+        let of_live: Vec<usize> = units.iter().filter(|unit| unit.unit != 99).map(|unit| unit.images.len()).collect();
+        assert_eq!(of_live, [count; 3]);
+    }
 }
 
 #[tokio::test]

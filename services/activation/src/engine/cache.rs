@@ -23,20 +23,17 @@ impl<K: Hash + Eq + Clone, V: Send + Sync + 'static> Cache<K, V> {
     where
         F: Future<Output = Result<V, Fault>>,
     {
-        let (cell, evicted) = {
+        let cell = {
             let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             match kept.get(&key) {
-                Some(cell) => (Arc::clone(cell), None),
+                Some(cell) => Arc::clone(cell),
                 None => {
                     let cell = Arc::default();
-                    (Arc::clone(&cell), kept.push(key.clone(), cell))
+                    kept.put(key.clone(), Arc::clone(&cell));
+                    cell
                 }
             }
         };
-        if let Some(evicted) = evicted {
-            // It may wait for threads to end.
-            tokio::task::spawn_blocking(move || drop(evicted.1)).await.map_err(|_| Fault::internal("what was kept could not be dropped"))?;
-        }
         let made = cell.get_or_try_init(|| async { make().await.map(Arc::new) }).await.cloned();
         if made.is_err() {
             // Nothing takes the place of something that is there.

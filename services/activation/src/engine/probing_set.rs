@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use dnd_mesh::{Fault, blobs::Blobs};
+use dnd_mesh::{Fault, blobs::Blobs, uri};
 use dnd_onnx::pictures;
 use dnd_proto::v1::{self as proto, PictureList, probing_source::Source};
 use prost::Message as _;
@@ -116,12 +116,7 @@ impl ProbingSet {
 
 /// The path of a `file:` URI.
 pub(crate) fn local_path(uri: &str, field: &str) -> Result<PathBuf, Fault> {
-    let path = uri.strip_prefix("file://").or_else(|| uri.strip_prefix("file:")).unwrap_or(uri);
-    match uri.split_once("://") {
-        Some((scheme, _)) if scheme != "file" => Err(Fault::field(field, format!("{uri}: this service reads file: URIs and uploads"))),
-        _ if path.is_empty() => Err(Fault::field(field, "an empty URI")),
-        _ => Ok(PathBuf::from(path)),
-    }
+    uri::to_file(uri).ok_or_else(|| Fault::field(field, format!("{uri:?}: this service reads uploads and URIs of its own files, such as file:///data/photos")))
 }
 
 fn from_uri(uri: &str, field: &str, unreadable: &mut Vec<(String, String)>) -> Result<Vec<Picture>, Fault> {
