@@ -16,10 +16,11 @@ setup: ## put ONNX Runtime in place (part of demo and test)
 
 build: setup ## build `dnd` and the services into target/release, ONNX Runtime beside them
 	cargo build --release --locked --workspace --bins
-	ln -sf "$(ORT_DYLIB_PATH)" target/release/libonnxruntime.so
+	@ln -sf "$(ORT_DYLIB_PATH)" target/release/libonnxruntime.so
 
 demo: setup ## label the neurons of two small networks with the whole mesh; reports in out/demo
 	cargo build --release --locked -p dnd-cli
+	@ln -sf "$(ORT_DYLIB_PATH)" target/release/libonnxruntime.so
 	target/release/dnd demo --out out/demo
 
 test: setup ## all tests but the long ones
