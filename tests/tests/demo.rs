@@ -8,7 +8,8 @@ use dnd_tests::dnd;
 fn share(out: &str, line: &str) -> (u32, u32) {
     let figures = out.lines().find_map(|l| l.trim().strip_prefix(line)).unwrap_or_else(|| panic!("{line:?} is not in: {out}"));
     let words: Vec<&str> = figures.split_whitespace().collect();
-    (words[0].parse().unwrap(), words[2].parse().unwrap())
+    let shares = words.windows(3).filter(|words| words[1] == "of").find_map(|words| Some((words[0].parse().ok()?, words[2].parse().ok()?)));
+    shares.unwrap_or_else(|| panic!("no figures in {figures:?}"))
 }
 
 #[test]
