@@ -81,9 +81,12 @@ fn services_over_ports_give_the_same_bytes_as_one_process() {
     let mut dnd = command(folder.path(), &[&JOB[..], &["--out", "killed", "--endpoint", &endpoint]].concat()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(dnd.stderr.take().unwrap()).lines().map(Result::unwrap);
     assert!(lines.any(|line| line.contains("probe 80/80")));
-    let [_, captioner, _, diffusion, _] = &mut mesh.models;
+    let [activation, captioner, _, diffusion, _] = &mut mesh.models;
     captioner.kill_and_restart();
     diffusion.kill_and_restart();
+    assert!(lines.any(|line| line.contains("crop 6/6")));
+    // With its uploads.
+    activation.kill_and_restart();
     let rest: Vec<String> = lines.collect();
     assert!(dnd.wait().unwrap().success(), "{rest:?}");
     assert_eq!(results(folder.path(), "inside"), results(folder.path(), "killed"));

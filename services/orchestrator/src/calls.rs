@@ -20,6 +20,7 @@ use crate::{
     models::Models,
     progress::Progress,
     steps::Failure,
+    uploads::{self, NOT_UPLOADED},
 };
 
 /// Items of one stream at most, so that load can move between replicas.
@@ -140,7 +141,7 @@ impl Calls {
             let request = ReadPicturesRequest { probing_set: Some(self.probing_set.clone()), pictures: asked };
             let call = || {
                 let (mut client, request) = (self.models.activation.clone(), request.clone());
-                async move { client.read_pictures(request).await }
+                async move { self.with_uploads(client.read_pictures(request).await).await }
             };
             let keep = |answer: proto::ReadPicturesResponse| async move {
                 let result = answered!(answer.result, read_pictures_response, Data(data) => self.keep(data).await);
@@ -184,7 +185,7 @@ impl Calls {
         };
         let call = || {
             let (mut client, request) = (self.models.activation.clone(), request.clone());
-            async move { client.crop(request).await }
+            async move { self.with_uploads(client.crop(request).await).await }
         };
         // Each crop is kept as it comes, and its picture let go.
         let keep = |answer: proto::CropResponse| async move {
@@ -312,7 +313,7 @@ impl Calls {
             let call = |requests: stream::Iter<std::vec::IntoIter<ActivateRequest>>| {
                 let mut client = self.models.activation.clone();
                 let setup = ActivateRequest { message: Some(activate_request::Message::Setup(setup.clone())) };
-                async move { client.activate(stream::iter([setup]).chain(requests)).await }
+                async move { self.with_uploads(client.activate(stream::iter([setup]).chain(requests)).await).await }
             };
             let read = |answer: proto::ActivateResponse| {
                 ready((answer.item_id, answered!(answer.result, activate_response, Activations(activations) => Ok(Arc::from(activations.values)))))
@@ -369,6 +370,18 @@ impl Calls {
         };
         let found = self.texts.get(texts, make).await;
         self.note(Stage::Score, found)
+    }
+
+    /// An answer of the activation service; if what was uploaded is not with it any more, as after it was started anew, that is passed on again, and the
+    /// call is worth another try.
+    async fn with_uploads<T>(&self, answered: Result<T, Status>) -> Result<T, Status> {
+        match answered {
+            Err(status) if fault::reason_of(&status).as_deref() == Some(NOT_UPLOADED) => {
+                uploads::pass_on(&self.models, &self.blobs, &self.target, Some(&self.probing_set)).await?;
+                Err(Status::unavailable("uploads were passed on again"))
+            }
+            answered => answered,
+        }
     }
 
     /// What is made of all messages of a call that streams answers to one request.

@@ -10,6 +10,7 @@ mod models;
 mod progress;
 mod server;
 mod steps;
+mod uploads;
 
 pub use models::{Endpoints, Models};
 pub use server::{OrchestratorArgs, add_to};

@@ -6,7 +6,7 @@ use dnd_proto::v1::{
     activation_service_client::ActivationServiceClient, caption_service_client::CaptionServiceClient, diffusion_service_client::DiffusionServiceClient,
     embedding_service_client::EmbeddingServiceClient, summary_service_client::SummaryServiceClient, upload_service_client::UploadServiceClient,
 };
-use tonic::transport::Channel;
+use tonic::{Code, Status, transport::Channel};
 
 /// Where the model services are.
 #[derive(Debug, Clone, Args)]
@@ -66,6 +66,18 @@ impl Models {
             summarizer: client!(SummaryServiceClient, summarizer),
             diffusion: client!(DiffusionServiceClient, diffusion),
             clip: client!(EmbeddingServiceClient, clip),
+        }
+    }
+}
+
+/// A fault of a model service, as the caller of this one should see it: with its own reason, and whose it is.
+pub(crate) fn passed_on(service: &str, status: &Status) -> Fault {
+    let reason = dnd_mesh::fault::reason_of(status);
+    match status.code() {
+        // What is wrong with the request is the caller's to see as it is.
+        Code::InvalidArgument | Code::FailedPrecondition | Code::NotFound => Fault::relayed(status),
+        code => {
+            Fault::new(code, "SERVICE_FAILED", format!("the {service} service{}: {}", reason.map(|r| format!(" ({r})")).unwrap_or_default(), status.message()))
         }
     }
 }

@@ -17,16 +17,14 @@ use dnd_method::{answers, parameters::Parameters};
 use dnd_proto::v1::{
     ActivationServiceGetModelRequest, CaptionServiceGetModelRequest, DescribeTargetRequest, DescribeTargetResponse, DiffusionServiceGetModelRequest,
     DissectRequest, DissectResponse, EmbeddingServiceGetModelRequest, GetPicturesRequest, GetPicturesResponse, JobAccepted, JobDone, LayerUnits, OnDisconnect,
-    PictureList, ProbeRequest, ProbeResponse, ProbedUnit, ProbingSet, Provenance, SelectConceptRequest, SelectConceptResponse, Stage,
-    SummaryServiceGetModelRequest, Target,
+    ProbeRequest, ProbeResponse, ProbedUnit, ProbingSet, Provenance, SelectConceptRequest, SelectConceptResponse, Stage, SummaryServiceGetModelRequest, Target,
     dissect_response::Event,
     dissect_service_server::{DissectService, DissectServiceServer},
     get_pictures_response,
     picture_service_server::{PictureService, PictureServiceServer},
-    probe_response, probing_source, select_concept_request, select_concept_response,
+    probe_response, select_concept_request, select_concept_response,
 };
 use futures::{StreamExt as _, stream::FuturesUnordered};
-use prost::Message as _;
 use tokio::task::JoinSet;
 use tokio_util::{sync::DropGuard, task::AbortOnDropHandle};
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -34,8 +32,9 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use crate::{
     calls::{Calls, once_loaded},
     jobs::{Job, Jobs},
-    models::Models,
+    models::{Models, passed_on},
     steps::{self, STAGES, STAGES_OF_SELECTION, STAGES_OF_STORED_SELECTION},
+    uploads::{self, not_uploaded},
 };
 
 /// How much is worked on at a time.
@@ -247,7 +246,7 @@ impl Orchestrator {
         if layers.is_empty() {
             return Err(Fault::field("layers", "empty; say which layers to dissect"));
         }
-        self.pass_on(&target, set).await?;
+        uploads::pass_on(&self.models, &self.blobs, &target, set).await?;
         let described = self.describe(&target, layers).await?;
         let provenance = self.provenance(&described, &parameters).await?;
         // From here on the target is what it was when it was described, its pre-processing spelt out.
@@ -313,47 +312,6 @@ impl Orchestrator {
         let probe = self.models.activation.clone().probe(request).await;
         probe.map(Response::into_inner).map_err(|status| passed_on("activation", &status))
     }
-
-    /// Passes on to the activation service what was uploaded here and is not there: the target, picture lists, and their pictures.
-    async fn pass_on(&self, target: &Target, set: Option<&ProbingSet>) -> Result<(), Fault> {
-        let mut digests = Vec::new();
-        if target.uri.is_empty() {
-            if self.blobs.path(&target.digest).is_none() {
-                return Err(not_uploaded(&format!("the target {:?}", target.digest)));
-            }
-            digests.push(target.digest.clone());
-        }
-        for source in set.map(|set| &set.sources).into_iter().flatten() {
-            let Some(probing_source::Source::ListDigest(list)) = &source.source else { continue };
-            let bytes = self.blobs.get(list).await.map_err(blobs::storage)?.ok_or_else(|| not_uploaded(&format!("the picture list {list:?}")))?;
-            let pictures =
-                PictureList::decode(bytes).map_err(|e| Fault::field("probing_set.sources.list_digest", format!("{list} is no PictureList: {e}")))?.pictures;
-            digests.push(list.clone());
-            digests.extend(pictures.into_iter().map(|picture| picture.digest));
-        }
-        if digests.is_empty() {
-            return Ok(());
-        }
-        let store = Arc::clone(&self.blobs);
-        let passed = blobs::upload(self.models.uploads.clone(), digests, move |digest| store.path(digest)).await;
-        passed.map_err(|fault| passed_on("activation", &fault.into()))
-    }
-}
-
-/// A fault of a model service, as the caller of this one should see it: with its own reason, and whose it is.
-fn passed_on(service: &str, status: &Status) -> Fault {
-    let reason = dnd_mesh::fault::reason_of(status);
-    match status.code() {
-        // What is wrong with the request is the caller's to see as it is.
-        Code::InvalidArgument | Code::FailedPrecondition | Code::NotFound => Fault::relayed(status),
-        code => {
-            Fault::new(code, "SERVICE_FAILED", format!("the {service} service{}: {}", reason.map(|r| format!(" ({r})")).unwrap_or_default(), status.message()))
-        }
-    }
-}
-
-fn not_uploaded(what: &str) -> Fault {
-    Fault::new(Code::FailedPrecondition, "NOT_UPLOADED", format!("{what} was not uploaded"))
 }
 
 /// The job of a Dissect call: the probing pass, then each unit through the three steps, a few side by side.
