@@ -28,3 +28,18 @@ fn the_demo_labels_most_units_right_and_reports_the_dead() {
         assert!(folder.path().join("demo").join(file).is_file(), "{file}");
     }
 }
+
+#[test]
+#[ignore = "takes some minutes: the whole demo, twice"]
+fn the_whole_demo_gives_the_same_bytes_whatever_is_run_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let suite = sketch("");
+    let demo = |out: &str, more: &[&str]| {
+        let ran = dnd(folder.path(), &[&["demo", "--models", suite.to_str().unwrap(), "--out", out], more].concat());
+        assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
+        ["planted", "resnet"].map(|network| std::fs::read_to_string(folder.path().join(out).join(network).join("results.jsonl")).unwrap())
+    };
+    let once = demo("once", &[]);
+    assert_eq!(once.iter().map(|results| results.lines().count()).sum::<usize>(), 68);
+    assert!(once == demo("again", &["--units-in-flight", "3", "--batch", "5", "--sessions", "1"]));
+}
