@@ -18,7 +18,7 @@ from world.scene import PATTERNS, SHAPES, SIDE
 from . import crops, export
 from .common import SKETCH, TEST_SEED, TRAIN_SEED, Checkpoint, Ema, Log, command_line, drawn, one_thread, rate_factor, write_json
 
-SCENES, STEPS, BATCH, RATE = 60_000, 13_000, 64, 1e-3
+SCENES, STEPS, BATCH, RATE = 60_000, 12_000, 64, 1e-3
 HIDDEN, RECOLOURED = 0.3, 0.3
 """Share of the words that the decoder does not see in training, so that it looks at the picture and not at what usually follows; and of the
 pictures that train the encoder alone, in colours without names, so that it knows a shape in any colour."""
