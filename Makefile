@@ -32,7 +32,7 @@ test-long: test ## the tests that take long, too
 	cargo test --workspace --locked -- --ignored
 
 bench: setup ## benchmarks: ratios against a reference in the same run
-	cargo bench --workspace --locked
+	cargo bench --workspace --bench '*' --locked
 
 lint: setup ## format, clippy, dependencies, proto
 	cargo fmt --all -- --check
