@@ -1,6 +1,7 @@
 //! Pictures to tensors: decoding with limits, resizing as Pillow does, normalising.
 
 use std::{
+    borrow::Cow,
     io::{self, Cursor},
     panic::catch_unwind,
     path::{Path, PathBuf},
@@ -275,17 +276,26 @@ impl Preprocessor {
     }
 }
 
+/// Resizes as Pillow does: rows first, then columns, rounded to bytes and cut to 0..255 in between.
 fn resize(picture: &RgbImage, width: u32, height: u32, filter: FilterType, nearest: bool) -> Result<RgbImage, Error> {
-    if picture.dimensions() == (width, height) {
-        return Ok(picture.clone());
-    }
-    let failed = |e: String| Error::Picture(format!("can't be resized to {width} x {height}: {e}"));
-    let source =
-        fast_image_resize::images::ImageRef::new(picture.width(), picture.height(), picture.as_raw(), PixelType::U8x3).map_err(|e| failed(e.to_string()))?;
-    let mut target = Pixels::new(width, height, PixelType::U8x3);
     let algorithm = if nearest { ResizeAlg::Nearest } else { ResizeAlg::Convolution(filter) };
-    Resizer::new().resize(&source, &mut target, &ResizeOptions::new().resize_alg(algorithm)).map_err(|e| failed(e.to_string()))?;
-    RgbImage::from_raw(width, height, target.into_vec()).ok_or_else(|| failed("wrong size".to_owned()))
+    let options = ResizeOptions::new().resize_alg(algorithm);
+    let failed = |e: String| Error::Picture(format!("can't be resized to {width} x {height}: {e}"));
+    let mut resized = Cow::Borrowed(picture);
+    for (width, height) in [(width, picture.height()), (width, height)] {
+        if resized.dimensions() == (width, height) {
+            continue;
+        }
+        // With bytes the library rounds its filters too coarsely.
+        let (from_width, from_height) = resized.dimensions();
+        let wide: Vec<u8> = resized.iter().flat_map(|byte| (u16::from(*byte) * 257).to_ne_bytes()).collect();
+        let source = Pixels::from_vec_u8(from_width, from_height, wide, PixelType::U16x3).map_err(|e| failed(e.to_string()))?;
+        let mut target = Pixels::new(width, height, PixelType::U16x3);
+        Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(e.to_string()))?;
+        let bytes = target.buffer().chunks_exact(2).map(|wide| ((u32::from(u16::from_ne_bytes([wide[0], wide[1]])) + 128) / 257) as u8).collect();
+        resized = Cow::Owned(RgbImage::from_raw(width, height, bytes).ok_or_else(|| failed("wrong size".to_owned()))?);
+    }
+    Ok(resized.into_owned())
 }
 
 /// `preprocessor_config.json` as the transformers library writes it.
