@@ -16,7 +16,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 GOLDENS = Path(__file__).resolve().parents[2] / "crates/onnx/tests/goldens/pictures"
-FILTERS = {"lanczos": 1, "bilinear": 2, "bicubic": 3}
+FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 NORMAL = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
 
 
@@ -145,6 +145,7 @@ def whole(folder: Path) -> None:
     pictures = {f"{n}": getattr(photographs, n)() for n in ("astronaut", "chelsea", "coffee", "rocket")}
     for file in sorted((Path(foolbox.__file__).parent / "data").glob("imagenet_*.jpg"))[:12]:
         pictures[file.stem] = np.asarray(Image.open(file).convert("RGB"))
+        writer.source(file.name, file.read_bytes())  # for the decoders' own comparison
     for name, rgb in pictures.items():
         writer.source(f"{name}.png", png(rgb))
         writer.prepared(f"{name}.png", rgb, configs(height=384, width=384, crop=224, edge=256))

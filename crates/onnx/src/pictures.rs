@@ -1,7 +1,6 @@
 //! Pictures to tensors: decoding with limits, resizing as Pillow does, normalising.
 
 use std::{
-    borrow::Cow,
     io::{self, Cursor},
     panic::catch_unwind,
     path::{Path, PathBuf},
@@ -9,12 +8,14 @@ use std::{
 
 use dnd_mesh::MAX_PICTURE_BYTES;
 use dnd_proto::v1::{Preprocessing, Resampling, ResizeMode};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, images::Image as Pixels};
 use image::{DynamicImage, ImageDecoder as _, ImageFormat, ImageReader, RgbImage};
 use serde::Deserialize;
 use walkdir::WalkDir;
 
-use crate::Error;
+use crate::{
+    Error,
+    resize::{Filter, resize},
+};
 
 /// What a picture may hold before it is decoded.
 #[derive(Debug, Clone, Copy)]
@@ -156,8 +157,7 @@ pub struct Preprocessor {
     resize: Resize,
     width: u32,
     height: u32,
-    filter: FilterType,
-    nearest: bool,
+    filter: Filter,
     mean: [f32; 3],
     std: [f32; 3],
 }
@@ -206,19 +206,12 @@ impl Preprocessor {
             _ => Err(wrong(field, format!("{values:?}; three finite numbers, one a channel{}", if low == 0.0 { ", above 0" } else { "" }))),
         };
         let filter = match said.resampling() {
-            Resampling::Unspecified | Resampling::Bilinear | Resampling::Nearest => FilterType::Bilinear,
-            Resampling::Bicubic => FilterType::CatmullRom,
-            Resampling::Lanczos => FilterType::Lanczos3,
+            Resampling::Unspecified | Resampling::Bilinear => Filter::Bilinear,
+            Resampling::Bicubic => Filter::Bicubic,
+            Resampling::Lanczos => Filter::Lanczos,
+            Resampling::Nearest => Filter::Nearest,
         };
-        Ok(Self {
-            resize,
-            width,
-            height,
-            filter,
-            nearest: said.resampling() == Resampling::Nearest,
-            mean: three("mean", &said.mean, f32::MIN)?,
-            std: three("std", &said.std, 0.0)?,
-        })
+        Ok(Self { resize, width, height, filter, mean: three("mean", &said.mean, f32::MIN)?, std: three("std", &said.std, 0.0)? })
     }
 
     /// Height and width of the network's input.
@@ -261,7 +254,7 @@ impl Preprocessor {
                 "{from_width} x {from_height} is too thin: it would be resized to {width} x {height} before its centre is cropped"
             )));
         }
-        let resized = resize(picture, width, height, self.filter, self.nearest)?;
+        let resized = resize(picture, width, height, self.filter);
         let (left, top) = ((width - self.width) / 2, (height - self.height) / 2);
         for channel in 0..3 {
             let (mean, std) = (self.mean[channel], self.std[channel]);
@@ -274,28 +267,6 @@ impl Preprocessor {
         }
         Ok(())
     }
-}
-
-/// Resizes as Pillow does: rows first, then columns, rounded to bytes and cut to 0..255 in between.
-fn resize(picture: &RgbImage, width: u32, height: u32, filter: FilterType, nearest: bool) -> Result<RgbImage, Error> {
-    let algorithm = if nearest { ResizeAlg::Nearest } else { ResizeAlg::Convolution(filter) };
-    let options = ResizeOptions::new().resize_alg(algorithm);
-    let failed = |e: String| Error::Picture(format!("can't be resized to {width} x {height}: {e}"));
-    let mut resized = Cow::Borrowed(picture);
-    for (width, height) in [(width, picture.height()), (width, height)] {
-        if resized.dimensions() == (width, height) {
-            continue;
-        }
-        // With bytes the library rounds its filters too coarsely.
-        let (from_width, from_height) = resized.dimensions();
-        let wide: Vec<u8> = resized.iter().flat_map(|byte| (u16::from(*byte) * 257).to_ne_bytes()).collect();
-        let source = Pixels::from_vec_u8(from_width, from_height, wide, PixelType::U16x3).map_err(|e| failed(e.to_string()))?;
-        let mut target = Pixels::new(width, height, PixelType::U16x3);
-        Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(e.to_string()))?;
-        let bytes = target.buffer().chunks_exact(2).map(|wide| ((u32::from(u16::from_ne_bytes([wide[0], wide[1]])) + 128) / 257) as u8).collect();
-        resized = Cow::Owned(RgbImage::from_raw(width, height, bytes).ok_or_else(|| failed("wrong size".to_owned()))?);
-    }
-    Ok(resized.into_owned())
 }
 
 /// `preprocessor_config.json` as the transformers library writes it.
