@@ -151,7 +151,7 @@ def export_all() -> None:
         export.check(Vision(model), vision, pixels(batch))
         export.check(Text(model), text, ids(batch))
     write_json(FOLDER / "config.json", model.config.to_diff_dict() | {"architectures": ["CLIPModel"]})
-    write_json(FOLDER / "preprocessor_config.json", {"image_processor_type": "CLIPImageProcessor", **crops.PREPROCESSOR, "do_convert_rgb": True})
+    write_json(FOLDER / "preprocessor_config.json", {"image_processor_type": "CLIPImageProcessor", **crops.PREPROCESSOR, "do_center_crop": False, "do_convert_rgb": True})
     texts.save_clip_tokenizer(tokenizer, FOLDER)
 
 

@@ -15,7 +15,7 @@ const NAME: &str = "chat_template";
 
 /// A model's chat template, and the special tokens that it may name.
 #[derive(Debug)]
-pub(crate) struct ChatTemplate {
+pub struct ChatTemplate {
     environment: Environment<'static>,
     tokens: BTreeMap<&'static str, String>,
 }
@@ -42,7 +42,7 @@ struct NamedTemplate {
 
 impl ChatTemplate {
     /// The template of a folder: `chat_template.jinja`, else the one in `tokenizer_config.json`.
-    pub(crate) fn read(folder: &ModelFolder) -> Result<Self, Error> {
+    pub fn read(folder: &ModelFolder) -> Result<Self, Error> {
         let path = folder.file("tokenizer configuration", &["tokenizer_config.json"])?;
         let config: TokenizerConfig = read_json(&path)?;
         let template = match (folder.optional(&["chat_template.jinja"]), config.chat_template) {
@@ -69,7 +69,7 @@ impl ChatTemplate {
     }
 
     /// The prompt that asks for the next answer of the conversation.
-    pub(crate) fn render(&self, messages: &[Message]) -> Result<String, Error> {
+    pub fn render(&self, messages: &[Message]) -> Result<String, Error> {
         let failed = |e: minijinja::Error| Error::Run(format!("the chat template: {e:#}"));
         let template = self.environment.get_template(NAME).map_err(failed)?;
         let turn = |message: &Message| {

@@ -2,7 +2,7 @@
 //!
 //! A causal language model answers the two prompts of A.1.2. [`Summarizer`] is the model, [`add_to`] its gRPC face.
 
-mod chat;
+pub mod chat;
 mod engine;
 mod server;
 
