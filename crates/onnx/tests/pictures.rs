@@ -1,4 +1,5 @@
 //! Pictures against Pillow and the transformers library: goldens of tests/parity/pictures.py.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{
     env, fs,
