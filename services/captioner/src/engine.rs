@@ -9,7 +9,7 @@ use dnd_mesh::{
 };
 use dnd_onnx::{
     Error,
-    decoder::{Decoder, argmax},
+    decoder::{Decoder, Names, argmax},
     folder::ModelFolder,
     pictures::{PictureLimits, Preprocessor, PreprocessorConfig},
     runtime::{self, EngineArgs},
@@ -71,7 +71,7 @@ impl Captioner {
             .map(|_| {
                 Ok(Runner {
                     vision: runtime::session(&vision, args)?,
-                    decoder: Decoder::load(&decoder, args)?,
+                    decoder: Decoder::load(&decoder, &Names::default(), args)?,
                     tokenizer: tokenizer.clone(),
                     pre: pre.clone(),
                     start: config.text_config.bos_token_id,
