@@ -96,16 +96,24 @@ struct Past {
     kind: TensorElementType,
     /// Heads, the length before the first token, width.
     shape: [usize; 3],
-    /// About the encoder: real after the first call, and the same from then on.
+    /// About the encoder.
     cross: bool,
 }
 
 /// Where a batch of sequences of equal length stands.
 #[derive(Debug)]
 pub struct Sequences {
-    batch: usize,
     length: usize,
-    past: Vec<DynValue>,
+    past: Vec<Cached>,
+    /// Of the sequences that were begun, the one that each row goes back to.
+    origins: Vec<usize>,
+}
+
+#[derive(Debug)]
+struct Cached {
+    value: DynValue,
+    /// About the encoder: real after the first call, and the same from then on.
+    cross: bool,
 }
 
 impl Sequences {
@@ -114,14 +122,19 @@ impl Sequences {
         self.length
     }
 
-    /// Goes on with these rows of the batch, in this order; a row may be left out, or taken several times.
-    pub fn select(&mut self, rows: &[usize]) -> Result<(), Error> {
-        if rows.len() == self.batch && rows.iter().enumerate().all(|(at, row)| at == *row) {
-            return Ok(());
+    /// Goes on with these rows, in this order; a row may be left out, or taken several times. What the rows attend to is to be selected in the
+    /// same way if this gives true: it does unless each row goes back to the same of those that were begun as the row before in its place.
+    pub fn select(&mut self, rows: &[usize]) -> Result<bool, Error> {
+        let origins = rows.iter().map(|row| self.origins.get(*row).copied()).collect::<Option<Vec<_>>>();
+        let origins = origins.ok_or_else(|| Error::Run(format!("rows {rows:?} of {} sequences", self.origins.len())))?;
+        let others = origins != self.origins;
+        if others || rows.iter().enumerate().any(|(at, row)| at != *row) {
+            for past in self.past.iter_mut().filter(|past| others || !past.cross) {
+                past.value = select_rows(&past.value, rows)?;
+            }
         }
-        self.past = self.past.iter().map(|value| select_rows(value, rows)).collect::<Result<_, _>>()?;
-        self.batch = rows.len();
-        Ok(())
+        self.origins = origins;
+        Ok(others)
     }
 }
 
@@ -164,15 +177,16 @@ impl Decoder {
     pub fn begin(&self, batch: usize) -> Result<Sequences, Error> {
         let empty = |past: &Past| {
             let [heads, length, width] = past.shape;
-            float_tensor(past.kind, &[batch, heads, length, width], vec![0.0; batch * heads * length * width])
+            let value = float_tensor(past.kind, &[batch, heads, length, width], vec![0.0; batch * heads * length * width])?;
+            Ok(Cached { value, cross: past.cross })
         };
-        Ok(Sequences { batch, length: 0, past: self.past.iter().map(empty).collect::<Result<_, _>>()? })
+        Ok(Sequences { length: 0, past: self.past.iter().map(empty).collect::<Result<_, Error>>()?, origins: (0..batch).collect() })
     }
 
     /// Appends tokens to each sequence, `batch` x `count` of them row by row, and gives the logits after the last: `batch` rows of one
     /// value a token of the vocabulary. `encoder` is what the text is about, `batch` x T x D, where the decoder attends to something.
     pub fn append(&mut self, sequences: &mut Sequences, tokens: &[u32], encoder: Option<&DynValue>) -> Result<Vec<Vec<f32>>, Error> {
-        let batch = sequences.batch;
+        let batch = sequences.origins.len();
         let count = tokens.len() / batch.max(1);
         let first = sequences.length == 0;
         let total = sequences.length + count;
@@ -196,13 +210,13 @@ impl Decoder {
         if let Some(rank) = self.logits_to_keep {
             feed(NUM_LOGITS_TO_KEEP, Tensor::from_array((vec![1_usize; rank], vec![1_i64]))?.into());
         }
-        for (past, value) in self.past.iter().zip(&sequences.past) {
-            feed(&past.input, value.into());
+        for (past, cached) in self.past.iter().zip(&sequences.past) {
+            feed(&past.input, (&cached.value).into());
         }
         let mut outputs = self.session.run(inputs)?;
-        for (past, value) in self.past.iter().zip(&mut sequences.past) {
+        for (past, cached) in self.past.iter().zip(&mut sequences.past) {
             if first || !past.cross {
-                *value = outputs.remove(&past.output).ok_or_else(|| Error::Run(format!("no output {}", past.output)))?;
+                cached.value = outputs.remove(&past.output).ok_or_else(|| Error::Run(format!("no output {}", past.output)))?;
             }
         }
         sequences.length = total;
@@ -291,15 +305,4 @@ pub fn ids_tensor(kind: TensorElementType, shape: [usize; 2], ids: &[u32]) -> Re
         TensorElementType::Int32 => Ok(Tensor::from_array((shape, ids.iter().map(|&id| id as i32).collect::<Vec<_>>()))?.into()),
         other => Err(Error::Run(format!("token ids as {other}: int64 and int32 are known"))),
     }
-}
-
-/// The likeliest token; the lower id of equals. NaN is never the likeliest.
-pub fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (id, value) in logits.iter().enumerate() {
-        if *value > logits[best] || logits[best].is_nan() {
-            best = id;
-        }
-    }
-    best as u32
 }
