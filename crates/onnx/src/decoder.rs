@@ -5,12 +5,13 @@ use std::{borrow::Cow, path::Path};
 use half::f16;
 use ort::{
     session::{Session, SessionInputValue},
-    value::{DynValue, PrimitiveTensorElementType, Shape, Tensor, TensorElementType, ValueType},
+    value::{DynValue, PrimitiveTensorElementType, Tensor, TensorElementType, ValueType},
 };
 
 use crate::{
     Error,
     runtime::{self, EngineArgs},
+    tensors::{float_tensor, floats},
 };
 
 /// Says which half of a merged decoder runs: without a cache, or with one.
@@ -243,25 +244,6 @@ impl Past {
             }
             _ => Err(format!("{input} is {dtype}; a past is float32 or float16, batch x heads x past x width, its heads and their width fixed")),
         }
-    }
-}
-
-/// A tensor's shape and its values as float32; float16 is widened.
-pub fn floats(value: &DynValue) -> Result<(&Shape, Cow<'_, [f32]>), Error> {
-    if value.dtype().tensor_type() == Some(TensorElementType::Float16) {
-        let (shape, values) = value.try_extract_tensor::<f16>()?;
-        return Ok((shape, values.iter().map(|value| value.to_f32()).collect()));
-    }
-    let (shape, values) = value.try_extract_tensor::<f32>()?;
-    Ok((shape, values.into()))
-}
-
-/// A tensor of floats as a graph wants them: float32, or rounded to float16.
-pub fn float_tensor(kind: TensorElementType, shape: &[usize], values: Vec<f32>) -> Result<DynValue, Error> {
-    match kind {
-        TensorElementType::Float32 => Ok(Tensor::from_array((shape, values))?.into_dyn()),
-        TensorElementType::Float16 => Ok(Tensor::from_array((shape, values.into_iter().map(f16::from_f32).collect::<Vec<_>>()))?.into_dyn()),
-        other => Err(Error::Run(format!("numbers as {other}: f32 and f16 are known"))),
     }
 }
 

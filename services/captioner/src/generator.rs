@@ -6,10 +6,11 @@ use dnd_mesh::{
 };
 use dnd_onnx::{
     Error,
-    decoder::{Decoder, Names, float_tensor, select_rows},
+    decoder::{Decoder, Names, select_rows},
     folder::ModelFolder,
     pictures::{self, PictureLimits, Preprocessor, PreprocessorConfig},
     runtime::{self, EngineArgs},
+    tensors::float_tensor,
     tokenizer::Tokenizer,
 };
 use dnd_proto::v1::Caption;
