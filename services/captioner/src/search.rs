@@ -197,3 +197,64 @@ fn highest(scores: &[f32], count: usize) -> Vec<usize> {
     at.sort_unstable_by(order);
     at
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: u32 = 0;
+    const END: u32 = 1;
+
+    /// Runs a search on logits that depend on the sequence so far.
+    fn search(generation: Generation, logits: impl Fn(&[u32]) -> Vec<f32>) -> Vec<u32> {
+        let mut search = Search::new(generation, START, &[END]);
+        let mut rows = vec![vec![START]];
+        while !rows.is_empty() {
+            search.step(&rows.iter().map(|row| logits(row)).collect::<Vec<_>>()).unwrap();
+            rows = search.running().iter().map(|beam| [rows[beam.row].as_slice(), &[beam.last()]].concat()).collect();
+        }
+        search.best()
+    }
+
+    fn probabilities(of: [f32; 4]) -> Vec<f32> {
+        of.map(f32::ln).to_vec()
+    }
+
+    #[test]
+    fn beams_find_the_likelier_sequence_whose_first_token_is_not_the_likeliest() {
+        // 2 first: 0.5 * 0.4; 3 first: 0.4 * 0.9.
+        let logits = |tokens: &[u32]| match tokens {
+            [_] => probabilities([1e-9, 0.1, 0.5, 0.4]),
+            [_, 2] => probabilities([1e-9, 0.4, 0.3, 0.3]),
+            _ => probabilities([1e-9, 0.9, 0.05, 0.05]),
+        };
+        let generation = Generation { max_new_tokens: 4, min_length: 0, ..Generation::default() };
+        assert_eq!(search(generation, logits), [2]);
+        assert_eq!(search(Generation { num_beams: 2, ..generation }, logits), [3]);
+    }
+
+    #[test]
+    fn a_token_that_is_there_is_penalised_once_whatever_its_score() {
+        let search = Search::new(Generation { repetition_penalty: 2.0, min_length: 0, ..Generation::default() }, START, &[END]);
+        let mut scores = [8.0, -8.0, 3.0, -3.0];
+        search.process(&[0, 3, 3, 0], &mut scores);
+        assert_eq!(scores, [4.0, -8.0, 3.0, -6.0]);
+    }
+
+    #[test]
+    fn no_end_comes_before_the_shortest_length_and_all_ends_at_the_longest() {
+        let ending = |_: &[u32]| probabilities([0.1, 0.6, 0.2, 0.1]);
+        for num_beams in [1, 3] {
+            let generation = Generation { min_length: 4, num_beams, ..Generation::default() };
+            assert_eq!(search(generation, ending).len(), 3, "with the start token, four");
+            let endless = Generation { max_new_tokens: 3, min_length: 512, ..generation };
+            assert_eq!(search(endless, ending).len(), 3);
+        }
+    }
+
+    #[test]
+    fn logits_that_are_not_numbers_are_an_error() {
+        let mut search = Search::new(Generation::default(), START, &[END]);
+        assert!(search.step(&[vec![0.0, f32::NAN, 0.0]]).unwrap_err().to_string().contains("NaN"));
+    }
+}
