@@ -1,4 +1,4 @@
-"""A vision encoder with a text decoder, such as ViT-GPT2, as optimum and transformers.js lay it out: `python -m recipes.vit_gpt2 OUT --name nlpconnect/vit-gpt2-image-captioning`."""
+"""A vision encoder with a GPT-2 decoder, as optimum and transformers.js lay it out: `python -m recipes.vit_gpt2 OUT --name nlpconnect/vit-gpt2-image-captioning`."""
 
 from __future__ import annotations
 

@@ -21,7 +21,6 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 import sketch
 from recipes import vit_gpt2
 from world import words
-from world.scene import sample_many
 from train.common import drawn
 
 TESTS = sketch.ROOT / "services/captioner/tests"
@@ -30,7 +29,7 @@ COUNT, STEP = 32, 7
 NEAR = 1e-4
 """Two scores that are nearer than this are a tie: what is best of them is not compared."""
 
-HALF = [{"max_new_tokens": 10}, {"max_new_tokens": 10, "repetition_penalty": 1.5}]
+HALF = [{"max_new_tokens": 10}, {"max_new_tokens": 8, "min_length": 8}]
 """What float16 is asked: no beams, over whose steps its rounding adds up."""
 ENDING = 3.0
 """How much louder the end token is than others."""

@@ -288,3 +288,33 @@ pub fn ids_tensor(kind: TensorElementType, shape: [usize; 2], ids: &[u32]) -> Re
         other => Err(Error::Run(format!("token ids as {other}: int64 and int32 are known"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_past_and_its_present_have_the_same_layer() {
+        let present = |name: &str| Names::default().present(name);
+        assert_eq!(present("past_key_values.11.value"), Some(("present.11.value".to_owned(), false)));
+        assert_eq!(present("past_key_values.0.decoder.key"), Some(("present.0.decoder.key".to_owned(), false)));
+        assert_eq!(present("past_key_values.3.encoder.value"), Some(("present.3.encoder.value".to_owned(), true)));
+        for other in ["past_key_values.key", "past_key_values.x.key", "past_key_values.1.other.key", "past_key_values.1", "input_ids"] {
+            assert_eq!(present(other), None, "{other}");
+        }
+        let names = Names { past_key: "k%d_in".to_owned(), present_key: "k%d_out".to_owned(), ..Names::default() };
+        assert_eq!(names.present("k12_in"), Some(("k12_out".to_owned(), false)));
+    }
+
+    #[test]
+    fn rows_go_where_they_are_asked_for() {
+        runtime::library_path().unwrap();
+        for kind in [TensorElementType::Float32, TensorElementType::Float16] {
+            let value = float_tensor(kind, &[3, 1, 2], vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0]).unwrap();
+            let rows = select_rows(&value, &[2, 0, 2, 1]).unwrap();
+            let (shape, values) = floats(&rows).unwrap();
+            assert_eq!((&shape[..], &values[..]), (&[4, 1, 2][..], &[4.0, 5.0, 0.0, 1.0, 4.0, 5.0, 2.0, 3.0][..]));
+            assert!(select_rows(&value, &[3]).is_err());
+        }
+    }
+}

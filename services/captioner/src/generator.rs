@@ -67,8 +67,8 @@ struct EncoderDecoderConfig {
 
 #[derive(Default, Deserialize)]
 struct DecoderConfig {
-    #[serde(alias = "n_positions")]
     max_position_embeddings: Option<u32>,
+    n_positions: Option<u32>,
     #[serde(flatten)]
     tokens: Tokens,
 }
@@ -101,7 +101,7 @@ impl Text {
                     Some(_) => folder.json("generation configuration", "generation_config.json")?,
                     None => Tokens::default(),
                 };
-                let longest = config.decoder.max_position_embeddings.unwrap_or(1024);
+                let longest = config.decoder.max_position_embeddings.or(config.decoder.n_positions).unwrap_or(1024);
                 // generation_config.json says it, else the model's configuration, else the decoder's.
                 let places = [generation, config.tokens, config.decoder.tokens];
                 let start = places.iter().find_map(|tokens| tokens.decoder_start_token_id).or_else(|| places.iter().find_map(|tokens| tokens.bos_token_id));

@@ -15,7 +15,9 @@ use dnd_mesh::{
     server::{InProcess, Services},
 };
 use dnd_onnx::{
-    format::{GraphProto, ModelProto, StringStringEntryProto, TensorProto, ValueInfoProto},
+    format::{
+        GraphProto, ModelProto, StringStringEntryProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, tensor_shape_proto::Dimension, type_proto,
+    },
     runtime::EngineArgs,
 };
 use dnd_proto::v1::{Caption, CaptionRequest, CaptionServiceGetModelRequest, caption_response::Result as Answer, caption_service_client::CaptionServiceClient};
@@ -254,6 +256,33 @@ fn a_decoder_without_its_past_is_refused_with_what_would_be_right() {
     fs::rename(onnx.join("decoder_model_merged.onnx"), onnx.join("decoder_model.onnx")).unwrap();
     let error = refusal(folder.path(), None);
     assert!(error.contains("decoder_model.onnx") && error.contains("use decoder_model_merged.onnx"), "{error}");
+}
+
+/// An input of the network: numbers of a type, of so many axes.
+fn input(name: &str, elem_type: i32, axes: usize) -> ValueInfoProto {
+    let shape = TensorShapeProto { dim: vec![Dimension::default(); axes] };
+    let tensor = type_proto::Tensor { elem_type: Some(elem_type), shape: Some(shape) };
+    let r#type = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() };
+    ValueInfoProto { name: Some(name.to_owned()), r#type: Some(r#type), ..Default::default() }
+}
+
+#[tokio::test]
+async fn a_decoder_is_fed_what_it_declares_and_nothing_unknown() {
+    const INT32: i32 = 6;
+    const INT64: i32 = 7;
+    let picture = pictures(1, 3).remove(0).1;
+    let say = async |folder: &Path| {
+        let captioner = Captioner::load(folder, &CaptionerArgs::default(), &EngineArgs::sized(1, 1)).unwrap();
+        captioner.caption(Picture { bytes: picture.clone(), generation: Generation { num_beams: 2, ..Generation::default() } }).await.unwrap()
+    };
+    let plain = say(&sketch("captioner")).await;
+    for (mask, positions, axes) in [(INT64, INT64, 0), (INT32, INT32, 1)] {
+        let more = [input("attention_mask", mask, 2), input("position_ids", positions, 2), input("num_logits_to_keep", INT64, axes)];
+        let folder = with_decoder(|graph| graph.input.extend(more));
+        assert_eq!(say(folder.path()).await, plain);
+    }
+    let error = refusal(with_decoder(|graph| graph.input.push(input("token_type_ids", INT64, 2))).path(), None);
+    assert!(error.contains("text_decoder_model.onnx") && error.contains("token_type_ids"), "{error}");
 }
 
 #[test]
