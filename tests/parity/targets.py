@@ -2,6 +2,8 @@
 
 The networks have seeded random weights, at full size, and are exported with models/recipes/export_target. Hooks on their modules give what the service is
 held against: g of all units of several layers on 16 pictures, and some units' maps. The pictures have the networks' size, so that nothing is resized.
+
+`python tests/parity/targets.py --small FOLDER` makes the small networks of services/activation/tests/networks/exported, of more kinds, and what they do.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
 from PIL import Image
+from transformers import SwinConfig, SwinForImageClassification, ViTConfig, ViTForImageClassification
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "models"))
 from recipes import How, preprocessing, write_target  # noqa: E402
@@ -22,14 +26,14 @@ from recipes.export_target import IMAGENET_MEAN, IMAGENET_STD, Output  # noqa: E
 SIDE, PICTURES, MAPS = 224, 16, 4
 
 
-def pictures(folder: Path) -> torch.Tensor:
+def pictures(folder: Path, count: int, sides: tuple[int, int]) -> torch.Tensor:
     """Coloured noise of several scales, each picture with its own: PNGs, and what a network is given of them."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(7)
     tensors = []
-    for i in range(PICTURES):
+    for i in range(count):
         coarse = draw.integers(0, 256, (2 + i, 2 + (5 * i) % 9, 3), dtype=np.uint8)
-        smooth = np.asarray(Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC), dtype=np.int16)
+        smooth = np.asarray(Image.fromarray(coarse).resize(sides[::-1], Image.Resampling.BICUBIC), dtype=np.int16)
         picture = Image.fromarray(np.clip(smooth + draw.integers(-30, 31, smooth.shape), 0, 255).astype(np.uint8))
         picture.save(folder / f"{i:02}.png")
         values = np.asarray(picture, dtype=np.float32) / np.float32(255)
@@ -65,14 +69,10 @@ def resnet() -> torch.nn.Module:
 
 
 def vit() -> torch.nn.Module:
-    from transformers import ViTConfig, ViTForImageClassification
-
     return Output(ViTForImageClassification(ViTConfig(num_labels=1000, attn_implementation="eager")))
 
 
 def swin() -> torch.nn.Module:
-    import timm
-
     return timm.create_model("swin_tiny_patch4_window7_224", pretrained=False)
 
 
@@ -84,35 +84,41 @@ NETWORKS = {
 }
 
 
-def readings(kind: str, value: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
+def hooked(network: torch.nn.Module, layers: list[str], inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What those modules give."""
+    seen: dict[str, torch.Tensor] = {}
+    keep = lambda layer: lambda _, __, value: seen.update({layer: value[0] if isinstance(value, tuple) else value})  # noqa: E731
+    hooks = [network.get_submodule(layer).register_forward_hook(keep(layer)) for layer in layers]
+    network(inputs)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def readings(kind: str, value: torch.Tensor, prefix: int = 1, aspect: float = 1.0) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
     """g by each way to read a layer, (pictures, units); and the maps, (pictures, units, rows, columns)."""
     if kind == "units":
         return {"mean": (value, None)}
     if kind == "tokens":
-        side = int((value.shape[1] - 1) ** 0.5)
-        maps = value[:, 1:].permute(0, 2, 1).reshape(len(value), -1, side, side)
-        found = {"class mean": (value[:, 0], None)}
-        prefix = "patch_mean "
+        rows = round(((value.shape[1] - prefix) * aspect) ** 0.5)
+        maps = value[:, prefix:].permute(0, 2, 1).reshape(len(value), value.shape[2], rows, -1)
+        found = {"class mean": (value[:, 0], None)} if prefix else {}
+        before = "patch_mean "
     else:
         maps = value if kind == "first" else value.permute(0, 3, 1, 2)
-        found, prefix = {}, ""
-    return found | {f"{prefix}mean": (maps.double().mean((2, 3)).float(), maps), f"{prefix}max": (maps.amax((2, 3)), maps)}
+        found, before = {}, ""
+    return found | {f"{before}mean": (maps.double().mean((2, 3)).float(), maps), f"{before}max": (maps.amax((2, 3)), maps)}
 
 
 @torch.no_grad()
-def main() -> None:
-    folder = Path(sys.argv[1])
-    torch.set_num_threads(2)
-    inputs = pictures(folder / "pictures")
+def full_size(folder: Path) -> None:
+    inputs = pictures(folder / "pictures", PICTURES, (SIDE, SIDE))
     expected = []
     for number, (name, (make, library, layers)) in enumerate(NETWORKS.items()):
         network = lively(make(), number, inputs)
         how = How(exporter="torchscript") if name == "swin_t" else How()
         write_target(network, folder / name, (SIDE, SIDE), preprocessing((SIDE, SIDE), None, IMAGENET_MEAN, IMAGENET_STD, "bilinear"), None, how)
-        seen: dict[str, torch.Tensor] = {}
-        for layer in layers:
-            network.get_submodule(layer).register_forward_hook(lambda _, __, value, layer=layer: seen.update({layer: value[0] if isinstance(value, tuple) else value}))
-        network(inputs)
+        seen = hooked(network, list(layers), inputs)
         for layer, kind in layers.items():
             for reading, (g, maps) in readings(kind, seen[layer]).items():
                 file = f"{name}.{layer}.{reading.replace(' ', '_')}"
@@ -126,6 +132,63 @@ def main() -> None:
                     "units": g.shape[1], "map": list(maps.shape[2:]) if maps is not None else [],
                 })
     (folder / "expected.json").write_text(json.dumps({"pictures": PICTURES, "maps": MAPS, "readings": expected}, indent=1) + "\n")
+
+
+# Small networks: how each is made, height and width of its input, how it is exported, and its layers: what is asked for, the module, and what its value is.
+SMALL = {
+    "timm_vit_registers": (
+        lambda: timm.models.VisionTransformer(img_size=(32, 48), patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=5, reg_tokens=4),
+        How(), {"blocks.1": ("blocks.1", 5), "0.mlp.fc1": ("blocks.0.mlp.fc1", 5), "norm": ("norm", 5), "head": ("head", "units")},
+    ),
+    "timm_deit_distilled_torchscript": (
+        lambda: timm.models.deit.VisionTransformerDistilled(img_size=(32, 48), patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=5),
+        How(exporter="torchscript"), {"blocks.0": ("blocks.0", 2), "attn.proj": ("blocks.0.attn.proj", 2)},
+    ),
+    "timm_vit_half": (
+        lambda: timm.models.VisionTransformer(img_size=(32, 48), patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=5, class_token=False, global_pool="avg"),
+        How(half=True), {"blocks.0": ("blocks.0", 0), "patch_embed.proj": ("patch_embed.proj", "first")},
+    ),
+    "timm_swin": (
+        lambda: timm.models.SwinTransformer(img_size=(32, 48), patch_size=2, embed_dim=8, depths=(1, 2), num_heads=(1, 2), window_size=4, num_classes=5),
+        How(batch=1), {"layers.0": ("layers.0", "last"), "layers.1.blocks.1": ("layers.1.blocks.1", "last"), "head": ("head", "units")},
+    ),
+    "transformers_swin_torchscript": (
+        lambda: Output(SwinForImageClassification(SwinConfig(
+            image_size=(32, 48), patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4, num_labels=5, attn_implementation="eager",
+        ))),
+        How(exporter="torchscript"), {"swin.embeddings": ("network.swin.embeddings", 0), "swin.layernorm": ("network.swin.layernorm", 0)},
+    ),
+    "timm_convnext": (
+        lambda: timm.models.ConvNeXt(depths=(1, 1, 1, 1), dims=(4, 8, 8, 8), num_classes=5),
+        How(), {"stages.1": ("stages.1", "first"), "stages.1.blocks.0.mlp.fc1": ("stages.1.blocks.0.mlp.fc1", "last")},
+    ),
+}
+
+
+@torch.no_grad()
+def small(folder: Path) -> None:
+    sides, count, units = (32, 48), 3, 6
+    inputs = pictures(folder / "pictures", count, sides)
+    expected = []
+    for number, (name, (make, how, layers)) in enumerate(SMALL.items()):
+        network = lively(make(), number, inputs)
+        seen = hooked(network, [module for module, _ in layers.values()], inputs)
+        write_target(network, folder / name, sides, preprocessing(sides, None, IMAGENET_MEAN, IMAGENET_STD, "bilinear"), None, how)
+        for asked, (module, kind) in layers.items():
+            prefix = kind if isinstance(kind, int) else 0
+            ways = readings("tokens" if isinstance(kind, int) else kind, seen[module], prefix, sides[0] / sides[1])
+            g = {way: [[float(f"{v:.6g}") for v in row] for row in values[:, :units].tolist()] for way, (values, _) in ways.items()}
+            maps = next((list(maps.shape[2:]) for _, maps in ways.values() if maps is not None), [])
+            expected.append({"network": name, "asked": asked, "map": maps, "half": how.half, "g": g})
+    (folder / "expected.json").write_text(json.dumps(expected) + "\n")
+
+
+def main() -> None:
+    torch.set_num_threads(2)
+    if sys.argv[1] == "--small":
+        small(Path(sys.argv[2]))
+    else:
+        full_size(Path(sys.argv[1]))
 
 
 if __name__ == "__main__":

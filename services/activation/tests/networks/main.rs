@@ -1,6 +1,7 @@
 //! Networks of kinds that the sketch suite does not have, small enough to be worked out by hand.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod exported;
 mod exports;
 mod kinds;
 mod preparing;
@@ -165,11 +166,22 @@ async fn probe(
     layer: &str,
     tokens: TokenSummary,
 ) -> Result<Vec<ProbedUnit>, Status> {
+    probe_by(client, target, set, layer, Summary::Mean, tokens).await
+}
+
+async fn probe_by(
+    client: &mut ActivationServiceClient<Channel>,
+    target: &Target,
+    set: &ProbingSet,
+    layer: &str,
+    summary: Summary,
+    tokens: TokenSummary,
+) -> Result<Vec<ProbedUnit>, Status> {
     let request = ProbeRequest {
         target: Some(target.clone()),
         probing_set: Some(set.clone()),
         layers: vec![LayerUnits { layer: layer.to_owned(), units: Vec::new() }],
-        summary: Summary::Mean.into(),
+        summary: summary.into(),
         token_summary: tokens.into(),
         top: Some(50),
     };
