@@ -12,6 +12,7 @@ use dnd_mesh::parameters::check;
 use dnd_method::parameters::{GeneratedSubset, Parameters, Scoring, Summary, TokenSummary};
 use dnd_onnx::runtime::EngineArgs;
 use dnd_orchestrator::OrchestratorArgs;
+use dnd_proto::v1::{DataFormat, FixedInput, Preprocessing, Resampling, ResizeMode, TargetOptions};
 use serde::de::{DeserializeOwned, IntoDeserializer, value};
 
 use crate::problem::Problem;
@@ -22,9 +23,106 @@ pub(crate) struct TargetArgs {
     /// The network, an ONNX file
     #[arg(long, value_name = "NET.onnx")]
     pub(crate) target: PathBuf,
-    /// How pictures become the network's input: a preprocessor_config.json; by default the one beside the network, else ImageNet's usual one
+    #[command(flatten)]
+    pub(crate) flags: TargetFlags,
+}
+
+/// What is said of a network beside its file.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "The network's input and layers (defaults come from its file and those beside it)")]
+pub(crate) struct TargetFlags {
+    /// How pictures become the network's input: a preprocessor_config.json, or timm's config.json; by default the one beside the network, else ImageNet's usual one
     #[arg(long, value_name = "FILE")]
     pub(crate) preprocessing: Option<PathBuf>,
+    /// Height and width of the input in pixels, such as 224x224
+    #[arg(long, value_name = "HEIGHTxWIDTH", value_parser = sides)]
+    input_size: Option<(u32, u32)>,
+    /// Bring pictures to the input's size whatever their aspect
+    #[arg(long, conflicts_with = "shortest_edge")]
+    squash: bool,
+    /// Bring the shorter side of pictures to so many pixels, then cut out the centre
+    #[arg(long, value_name = "PIXELS")]
+    shortest_edge: Option<u32>,
+    /// The filter of that resizing
+    #[arg(long, value_parser = PossibleValuesParser::new(["nearest", "bilinear", "bicubic", "lanczos"]))]
+    resampling: Option<String>,
+    /// Subtracted from the channels, which are scaled to 0..1 before
+    #[arg(long, value_name = "R,G,B", value_delimiter = ',', allow_negative_numbers = true)]
+    mean: Option<Vec<f32>>,
+    /// What the channels are divided by after that
+    #[arg(long, value_name = "R,G,B", value_delimiter = ',')]
+    std: Option<Vec<f32>>,
+    /// An input other than the picture, and the value that it always has; more than one number for more than one value
+    #[arg(long, value_name = "NAME=NUMBER[,NUMBER]", value_parser = fixed_input)]
+    fixed_input: Vec<FixedInput>,
+    /// Order of the axes of the picture and of feature maps, where the graph does not tell it
+    #[arg(long, value_parser = PossibleValuesParser::new(["channels_first", "channels_last"]))]
+    data_format: Option<String>,
+    /// Tokens before the patches of a transformer's layers, where their grid does not tell it
+    #[arg(long, value_name = "COUNT")]
+    prefix_tokens: Option<u32>,
+}
+
+impl TargetFlags {
+    /// What is said of the graph.
+    pub(crate) fn options(&self) -> Option<TargetOptions> {
+        let data_format = match self.data_format.as_deref() {
+            None => DataFormat::Unspecified,
+            Some("channels_last") => DataFormat::ChannelsLast,
+            Some(_) => DataFormat::ChannelsFirst,
+        };
+        let options = TargetOptions { fixed_inputs: self.fixed_input.clone(), data_format: data_format.into(), prefix_tokens: self.prefix_tokens };
+        (options != TargetOptions::default()).then_some(options)
+    }
+
+    /// Whether anything is said of the pre-processing.
+    pub(crate) fn any_preprocessing(&self) -> bool {
+        let Self { preprocessing, input_size, squash, shortest_edge, resampling, mean, std, .. } = self;
+        preprocessing.is_some() || input_size.is_some() || *squash || shortest_edge.is_some() || resampling.is_some() || mean.is_some() || std.is_some()
+    }
+
+    /// A pre-processing with what is said of it put in its place.
+    pub(crate) fn change(&self, base: Preprocessing) -> Preprocessing {
+        let resampling = |name: &str| match name {
+            "nearest" => Resampling::Nearest,
+            "bicubic" => Resampling::Bicubic,
+            "lanczos" => Resampling::Lanczos,
+            _ => Resampling::Bilinear,
+        };
+        let (height, width) = self.input_size.unwrap_or((base.height, base.width));
+        let (resize_mode, shortest_edge) = match (self.squash, self.shortest_edge) {
+            (true, _) => (ResizeMode::Squash, 0),
+            (false, Some(edge)) => (ResizeMode::ShortestEdge, edge),
+            (false, None) => (base.resize_mode(), base.shortest_edge),
+        };
+        Preprocessing {
+            resize_mode: resize_mode.into(),
+            height,
+            width,
+            shortest_edge,
+            resampling: self.resampling.as_deref().map_or(base.resampling, |name| resampling(name).into()),
+            mean: self.mean.clone().unwrap_or(base.mean),
+            std: self.std.clone().unwrap_or(base.std),
+        }
+    }
+}
+
+/// Height and width as a person writes them, such as `224x224`.
+fn sides(text: &str) -> Result<(u32, u32), String> {
+    let sides = text.split_once('x').and_then(|(height, width)| Some((height.trim().parse().ok()?, width.trim().parse().ok()?)));
+    sides.ok_or_else(|| format!("{text:?} is no height and width, such as 224x224"))
+}
+
+/// An input and its value, such as `training=0`.
+fn fixed_input(text: &str) -> Result<FixedInput, String> {
+    let number = |text: &str| match text.trim() {
+        "true" => Some(1.0),
+        "false" => Some(0.0),
+        number => number.parse().ok(),
+    };
+    let parsed = text.rsplit_once('=').and_then(|(name, values)| Some((name, values.split(',').map(number).collect::<Option<Vec<f64>>>()?)));
+    let (name, values) = parsed.ok_or_else(|| format!("{text:?} is no input with a value, such as training=0"))?;
+    Ok(FixedInput { name: name.to_owned(), values, shape: Vec::new() })
 }
 
 /// Where the mesh is: in this process, or behind an endpoint.
@@ -213,6 +311,18 @@ mod tests {
         for wrong in ["", "a", "3-1", "1-", "-2", "1,,2"] {
             assert!(units(wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn an_input_has_a_name_and_numbers() {
+        let fixed = fixed_input("scale:0=0.5,-2").unwrap();
+        assert_eq!((fixed.name.as_str(), fixed.values), ("scale:0", vec![0.5, -2.0]));
+        assert_eq!(fixed_input("training=false").unwrap().values, [0.0]);
+        assert_eq!(sides("224x192").unwrap(), (224, 192));
+        for wrong in ["training", "training=", "training=on"] {
+            assert!(fixed_input(wrong).is_err(), "{wrong:?}");
+        }
+        assert!(sides("224").is_err());
     }
 
     #[test]

@@ -8,59 +8,74 @@ use std::{
 
 use dnd_mesh::{blobs, uri};
 use dnd_onnx::{
-    folder,
-    graph::Network,
-    pictures::{self, PreprocessorConfig},
+    graph::{Given, Network},
+    pictures::{self, default_preprocessing},
+    preprocessing,
 };
 use dnd_proto::v1::{ListedPicture, PictureList, Preprocessing, ProbingSet, ProbingSource, SkippedPicture, Target, probing_source::Source};
 use prost::Message as _;
 use tempfile::TempDir;
 
-use crate::{args::TargetArgs, mesh::Mesh, problem::Problem};
+use crate::{args::TargetFlags, mesh::Mesh, problem::Problem};
 
-/// A target's file and its pre-processing, looked at.
+/// A target's file, looked at, and what is said of it.
 #[derive(Debug, Clone)]
 pub(crate) struct TargetFile {
     pub(crate) path: PathBuf,
-    pub(crate) preprocessing: Option<Preprocessing>,
+    flags: TargetFlags,
 }
 
 impl TargetFile {
-    /// Looks at the file, and for a `preprocessor_config.json` beside it.
-    pub(crate) fn open(args: &TargetArgs) -> Result<Self, Problem> {
-        let path = &args.target;
+    /// Looks at the file.
+    pub(crate) fn open(path: &Path, flags: &TargetFlags) -> Result<Self, Problem> {
         let meta = fs::metadata(path).map_err(|e| Problem::file(path, &e))?;
         if meta.is_dir() {
             return Err(Problem::input(format!("{}: this is a folder; a target is an ONNX file", path.display())));
         }
-        let beside = path.parent().unwrap_or(Path::new("")).join("preprocessor_config.json");
-        let config = args.preprocessing.clone().or_else(|| beside.is_file().then_some(beside));
-        let preprocessing = match config {
-            Some(file) => {
-                let config: PreprocessorConfig = folder::read_json(&file)?;
-                Some(config.preprocessing().map_err(|problem| Problem::input(format!("{}: {problem}", file.display())))?)
-            }
-            None => None,
-        };
-        Ok(Self { path: absolute(path)?, preprocessing })
+        Ok(Self { path: absolute(path)?, flags: flags.clone() })
+    }
+
+    /// The target as a mesh takes it that reads this machine's files, those beside the network too.
+    pub(crate) async fn here(&self) -> Result<Target, Problem> {
+        let preprocessing = if self.flags.any_preprocessing() { Some(self.looked_into(|file, network| file.preprocessing(network)).await?) } else { None };
+        Ok(Target { uri: uri::of_file(&self.path), digest: String::new(), preprocessing, options: self.flags.options() })
     }
 
     /// The target as the mesh takes it: by URI if it can read this machine's files, else uploaded.
     pub(crate) async fn give(&self, mesh: &Mesh) -> Result<Target, Problem> {
         if mesh.is_local() {
-            return Ok(Target { uri: uri::of_file(&self.path), digest: String::new(), preprocessing: self.preprocessing.clone() });
+            return self.here().await;
         }
         // Looked at here, where its name is known.
-        let (network, path) = (self.path.clone(), self.path.clone());
-        let external = tokio::task::spawn_blocking(move || Network::read(&network)?.external_files())
-            .await
-            .map_err(|_| Problem::failure("the look at the network panicked"))??;
-        if !external.is_empty() {
+        let (preprocessing, external) = self.looked_into(|file, network| Ok((file.preprocessing(network)?, !network.external_files()?.is_empty()))).await?;
+        let path = self.path.clone();
+        if external {
             return Err(Problem::input(format!("{}: the network has external data, which can't be sent to an endpoint; save it as one file", path.display())));
         }
         let digest = blobs::digest_of(&self.path).await.map_err(|e| Problem::file(&self.path, &e))?;
         blobs::upload(mesh.uploads.clone(), vec![digest.clone()], move |_| Some(path.clone())).await?;
-        Ok(Target { uri: String::new(), digest, preprocessing: self.preprocessing.clone() })
+        Ok(Target { uri: String::new(), digest, preprocessing: Some(preprocessing), options: self.flags.options() })
+    }
+
+    async fn looked_into<T: Send + 'static>(&self, look: impl FnOnce(&Self, &Network) -> Result<T, Problem> + Send + 'static) -> Result<T, Problem> {
+        let file = self.clone();
+        let looked = tokio::task::spawn_blocking(move || look(&file, &Network::read(&file.path)?));
+        looked.await.map_err(|_| Problem::failure("the look at the network panicked"))?
+    }
+
+    /// The pre-processing of the file that was named, else of one beside the network, else the usual one; with what the flags say.
+    fn preprocessing(&self, network: &Network) -> Result<Preprocessing, Problem> {
+        let given = Given::from(&self.flags.options().unwrap_or_default());
+        let size = network.input(&given)?.size;
+        let base = match &self.flags.preprocessing {
+            Some(file) => Some(
+                preprocessing::read(file, size)?
+                    .ok_or_else(|| Problem::input(format!("{}: neither a preprocessor_config.json nor a configuration of timm's", file.display())))?,
+            ),
+            None => preprocessing::beside(&self.path, size)?.map(|(found, _)| found),
+        };
+        let (height, width) = size.unwrap_or(preprocessing::USUAL_SIZE);
+        Ok(self.flags.change(base.unwrap_or_else(|| default_preprocessing(height, width))))
     }
 }
 

@@ -140,6 +140,35 @@ fn layers_are_listed_for_people_and_for_programs() {
 }
 
 #[test]
+fn the_networks_pre_processing_is_shown_and_doubted_and_flags_change_it() {
+    let folder = folder(4);
+    let listed = dnd(folder.path(), &["layers", &planted()]);
+    assert!(listed.out.contains("input 64 x 64; pre-processing: preprocessor_config.json beside the network"), "{}", listed.out);
+    assert!(!listed.err.contains("warning"), "{}", listed.err);
+    let bytes = ["--mean", "124,117,104"];
+    let doubted = dnd(folder.path(), &[&["layers", &planted()], &bytes[..]].concat());
+    assert!(doubted.code == 0 && doubted.out.contains("pre-processing: the request"), "{}{}", doubted.out, doubted.err);
+    assert!(doubted.err.contains("warning: preprocessing: a mean of [124.0, 117.0, 104.0] can hardly be right"), "{}", doubted.err);
+
+    let units = ["--units", "0"];
+    let ran = dissect(folder.path(), &planted(), "colour", "pictures", &[&units[..], &bytes].concat());
+    assert!(ran.err.contains("warning: preprocessing: a mean of"), "{}", ran.err);
+    let run: serde_json::Value = serde_json::from_slice(&fs::read(folder.path().join("out/run.json")).unwrap()).unwrap();
+    let text = run.to_string();
+    assert!(text.contains("\"preprocessing_source\":\"the request\"") && text.contains("can hardly be right"), "{text}");
+
+    for (flags, said) in [
+        (&["--input-size", "32x32"][..], "32 x 32 (the request), but the network takes pictures of 64 x 64"),
+        (&["--std", "1,1"], "std: [1.0, 1.0]; three finite numbers"),
+        (&["--fixed-input", "training"], "such as training=0"),
+        (&["--fixed-input", "training=0"], "no input \"training\""),
+        (&["--preprocessing", "pictures.json"], "pictures.json"),
+    ] {
+        refused(&dnd(folder.path(), &[&["layers", &planted()], flags].concat()), 2, &[said]);
+    }
+}
+
+#[test]
 fn the_doctor_says_what_is_here_and_what_is_missing() {
     let folder = tempfile::tempdir().unwrap();
     let suite = sketch("");

@@ -52,9 +52,9 @@ def photographs() -> list[Path]:
 
 def main(folder: Path) -> None:
     # The weights were trained on (x - 127) / 128.
-    config = preprocessing(224, 256, [127 / 255] * 3, [128 / 255] * 3, "bicubic")
+    config = preprocessing((224, 224), 256, [127 / 255] * 3, [128 / 255] * 3, "bicubic")
     names = timm.data.ImageNetInfo()
-    write_target(network(), folder, 224, config, [names.index_to_description(i) for i in range(1000)])
+    write_target(network(), folder, (224, 224), config, [names.index_to_description(i) for i in range(1000)])
     if photos := photographs():
         config = json.loads((folder / "preprocessor_config.json").read_text())
         inputs = np.stack([prepared(Image.open(p), config) for p in photos])

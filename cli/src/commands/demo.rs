@@ -13,7 +13,7 @@ use dnd_proto::v1::{LayerUnits, UnitResult};
 use self::marks::{Marks, PlantedUnit};
 use super::dissect::{Ran, dissect, outcome, request};
 use crate::{
-    args::{MeshArgs, TargetArgs},
+    args::{MeshArgs, TargetFlags},
     inputs::{Images, TargetFile},
     local::Suite,
     mesh::Mesh,
@@ -45,8 +45,8 @@ const TRAINED: [(&str, u32); 2] = [("layer4", 10), ("fc", 10)];
 
 pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
     let suite = Suite::read(&args.models)?;
-    let planted = TargetFile::open(&TargetArgs { target: suite.target("planted")?, preprocessing: None })?;
-    let trained = TargetFile::open(&TargetArgs { target: suite.target("resnet")?, preprocessing: None })?;
+    let planted = TargetFile::open(&suite.target("planted")?, &TargetFlags::default())?;
+    let trained = TargetFile::open(&suite.target("resnet")?, &TargetFlags::default())?;
     let images = Images::open(&[suite.probing_set()?])?;
     let marks = Marks::read(&args.models, &planted.path)?;
     let mesh_args =

@@ -57,7 +57,7 @@ const TRIAL_PICTURES: usize = 64;
 
 pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
     let parameters = args.settings.parameters()?;
-    let target = TargetFile::open(&args.target)?;
+    let target = TargetFile::open(&args.target.target, &args.target.flags)?;
     let images = Images::open(&args.images)?;
     let units = args.units.unwrap_or_default().0;
     let layers: Vec<LayerUnits> = args.layer.iter().map(|layer| LayerUnits { layer: layer.trim().to_owned(), units: units.clone() }).collect();
@@ -132,6 +132,9 @@ async fn follow(request: DissectRequest, mesh: &mut Mesh, folder: &mut Folder, w
             Some(Event::Accepted(accepted)) => {
                 for notice in out::notices(accepted.provenance.as_ref()) {
                     watch.say(&format!("note: {notice}"));
+                }
+                for warning in &accepted.warnings {
+                    watch.say(&format!("warning: {warning}"));
                 }
                 folder.accepted(accepted)?;
             }

@@ -48,7 +48,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
     let parameters = args.settings.parameters()?;
-    let target = TargetFile::open(&args.target)?;
+    let target = TargetFile::open(&args.target.target, &args.target.flags)?;
     let stored = args.from.as_deref().map(|folder| stored(folder, &args.layer, args.unit)).transpose()?;
     let images = if stored.is_none() { Some(Images::open(&args.images)?) } else { None };
     let mut mesh = Mesh::open(&args.mesh).await?;
@@ -78,7 +78,10 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
     let mut result = None;
     while let Some(response) = events.message().await? {
         match response.event {
-            Some(Event::Accepted(accepted)) => out::notices(accepted.provenance.as_ref()).iter().for_each(|notice| watch.say(&format!("note: {notice}"))),
+            Some(Event::Accepted(accepted)) => {
+                out::notices(accepted.provenance.as_ref()).iter().for_each(|notice| watch.say(&format!("note: {notice}")));
+                accepted.warnings.iter().for_each(|warning| watch.say(&format!("warning: {warning}")));
+            }
             Some(Event::Progress(progress)) => watch.progress(&progress),
             Some(Event::Skipped(skipped)) => watch.say(&format!("skipped {}: {}", skipped.path, skipped.reason)),
             Some(Event::Unit(unit)) => result = Some(unit),

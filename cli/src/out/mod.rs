@@ -112,6 +112,7 @@ impl Folder {
         remove_pictures(&pictures).map_err(|e| Problem::file(&pictures, &e))?;
         let path = self.root.join(RESULTS);
         self.lines = Some(File::create(&path).map_err(|e| Problem::file(&path, &e))?);
+        self.warnings.extend(accepted.warnings.iter().cloned());
         self.accepted = Some(accepted);
         Ok(())
     }

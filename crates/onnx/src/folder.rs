@@ -77,7 +77,7 @@ impl ModelFolder {
         let mut files = self.used.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for name in files.clone().iter().filter(|name| name.extension().is_some_and(|ending| ending == "onnx")) {
             let beside = name.parent().unwrap_or(Path::new(""));
-            files.extend(Network::read(&self.root.join(name))?.external_files()?.into_iter().map(|external| beside.join(external)));
+            files.extend(Network::read(&self.root.join(name))?.external_files()?.into_keys().map(|external| beside.join(external)));
         }
         Ok(files)
     }

@@ -1,14 +1,16 @@
 //! ONNX models in Rust, for all services of the mesh.
 //!
 //! [`runtime`] finds ONNX Runtime and makes sessions; [`graph`] reads a network's file and cuts out of it what a caller asks for;
-//! [`pictures`] makes tensors of pictures, [`resize`] brings them to size; [`folder`] reads model folders in the layouts that they are published in;
-//! [`decoder`] runs text decoders with their caches; [`tokenizer`] turns texts into ids and back; [`tensors`] casts floats; [`service`] is the program around one model.
+//! [`pictures`] makes tensors of pictures, [`resize`] brings them to size, [`preprocessing`] finds how a network wants them; [`folder`] reads model folders in
+//! the layouts that they are published in; [`decoder`] runs text decoders with their caches; [`tokenizer`] turns texts into ids and back; [`tensors`] casts
+//! floats; [`service`] is the program around one model.
 
 pub mod decoder;
 mod error;
 pub mod folder;
 pub mod graph;
 pub mod pictures;
+pub mod preprocessing;
 pub mod resize;
 pub mod runtime;
 pub mod service;

@@ -6,6 +6,7 @@ mod probe;
 use std::sync::Arc;
 
 use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, Slot, blobs, items, parameters, server::Services};
+use dnd_onnx::preprocessing::doubts;
 use dnd_proto::v1::{
     self as proto, ActivateRequest, ActivateResponse, ActivationServiceGetModelRequest, ActivationServiceGetModelResponse, CropRequest, CropResponse,
     DescribeTargetRequest, DescribeTargetResponse, LayerUnits, PictureActivations, ProbeRequest, ProbeResponse, ReadPicturesRequest, ReadPicturesResponse,
@@ -39,13 +40,15 @@ impl ActivationService for Server {
 
     async fn describe_target(&self, request: Request<DescribeTargetRequest>) -> Result<Response<DescribeTargetResponse>, Status> {
         let DescribeTargetRequest { target, asked } = request.into_inner();
-        let described = self.0.get()?.describe(target).await?;
-        let found = if asked.is_empty() { Vec::new() } else { resolve(&described.network, &described.layers, &asked)? };
+        let (described, preprocessing_source) = self.0.get()?.describe(target).await?;
+        let found = if asked.is_empty() { Vec::new() } else { resolve(&described, &asked)? };
         Ok(Response::new(DescribeTargetResponse {
             digest: described.digest.clone(),
             preprocessing: Some(described.preprocessing.clone()),
             layers: described.layers.iter().map(proto::Layer::from).collect(),
             found: found.into_iter().map(|(layer, units)| LayerUnits { layer: layer.name, units }).collect(),
+            preprocessing_source,
+            warnings: doubts(&described.preprocessing),
         }))
     }
 
@@ -144,8 +147,8 @@ struct Prepared {
 }
 
 async fn prepare(activation: &Activation, target: Option<proto::Target>, layers: &[proto::LayerUnits], reading: Reading) -> Result<Prepared, Fault> {
-    let described = activation.describe(target).await?;
-    let resolved = resolve(&described.network, &described.layers, layers)?;
+    let (described, _) = activation.describe(target).await?;
+    let resolved = resolve(&described, layers)?;
     let (layers, units): (Vec<LayerInfo>, Vec<Vec<u32>>) = resolved.into_iter().unzip();
     let cut = activation.cut(&described, &layers, reading).await?;
     Ok(Prepared { cut, layers, units })

@@ -248,11 +248,16 @@ impl Orchestrator {
         }
         uploads::pass_on(&self.models, &self.blobs, &target, set).await?;
         let described = self.describe(&target, layers).await?;
-        let provenance = self.provenance(&described, &parameters).await?;
+        let provenance = self.provenance(&target, &described, &parameters).await?;
         // From here on the target is what it was when it was described, its pre-processing spelt out.
         let target = Target { digest: described.digest, preprocessing: described.preprocessing, ..target };
         let job = Arc::new(Job::new());
-        job.say(Event::Accepted(JobAccepted { job_id: job.id.clone(), provenance: Some(provenance), layers: described.found.clone() }));
+        job.say(Event::Accepted(JobAccepted {
+            job_id: job.id.clone(),
+            provenance: Some(provenance),
+            layers: described.found.clone(),
+            warnings: described.warnings,
+        }));
         let set = set.cloned().unwrap_or_default();
         let calls =
             Calls::new(self.models.clone(), Arc::clone(&self.blobs), Arc::clone(&job.progress), parameters, target.clone(), set, described.found.clone());
@@ -269,7 +274,7 @@ impl Orchestrator {
         described.map(Response::into_inner).map_err(|status| passed_on("activation", &status))
     }
 
-    async fn provenance(&self, described: &DescribeTargetResponse, parameters: &Parameters) -> Result<Provenance, Fault> {
+    async fn provenance(&self, target: &Target, described: &DescribeTargetResponse, parameters: &Parameters) -> Result<Provenance, Fault> {
         // A mesh that was just started is waited for; one that is not there is told at once.
         macro_rules! model_of {
             ($service:ident, $request:ident) => {
@@ -296,6 +301,8 @@ impl Orchestrator {
             diffusion: diffusion.map_err(|status| passed_on("diffusion", &status))?.into_inner().model,
             clip: clip.map_err(|status| passed_on("clip", &status))?.into_inner().model,
             parameters: Some(parameters::to_message(parameters)),
+            preprocessing_source: described.preprocessing_source.clone(),
+            target_options: target.options.clone(),
         })
     }
 

@@ -3,18 +3,24 @@
 use std::collections::HashMap;
 
 use dnd_mesh::Fault;
+use dnd_method::parameters::Summary;
 use dnd_onnx::{
     Error,
-    graph::{Input, Layer, Network, Wanted},
+    graph::{DataFormat, Given, Input, Layer, Network, Reduce, ToFloat, Wanted},
     runtime::{self, EngineArgs},
 };
 use dnd_proto::v1 as proto;
-use ort::value::Tensor;
+use ort::{
+    session::Session,
+    value::{Tensor, TensorElementType, ValueType},
+};
 
-/// The input of a network that does not say its size.
-pub(crate) const USUAL_SIZE: (u32, u32) = (224, 224);
+use super::Described;
+
 /// Pictures of the trial run, where the graph leaves the number open: a value that does not have as many rows is no layer.
 const TRIAL_BATCH: usize = 2;
+/// Tokens before the patches at most: a class token, a distillation token, registers.
+const MOST_PREFIX_TOKENS: usize = 16;
 
 /// A layer whose units can be asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,56 +30,60 @@ pub(crate) struct LayerInfo {
     pub(crate) operator: String,
     pub(crate) kind: LayerKind,
     pub(crate) units: u32,
+    to_float: ToFloat,
 }
 
 impl LayerInfo {
     /// Values of a unit's activation map; none without space.
     pub(crate) fn map_values(&self) -> usize {
-        match self.kind {
-            LayerKind::Channels { height, width } => height * width,
-            LayerKind::Tokens { tokens } => tokens,
-            LayerKind::Units => 0,
-        }
+        self.kind.map().map_or(0, |(height, width)| height * width)
+    }
+
+    /// The layer's value.
+    pub(crate) fn whole(&self) -> Wanted {
+        Wanted { value: self.value.clone(), to_float: self.to_float, reduce: None }
+    }
+
+    /// A feature map's value reduced over space.
+    pub(crate) fn reduced(&self, summary: Summary) -> Option<Wanted> {
+        let LayerKind::Channels { data_format, .. } = self.kind else { return None };
+        let axes = match data_format {
+            DataFormat::ChannelsFirst => [2, 3],
+            DataFormat::ChannelsLast => [1, 2],
+        };
+        Some(Wanted { reduce: Some(Reduce { summary, axes }), ..self.whole() })
     }
 }
 
 /// The shape of a layer's value, the batch aside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LayerKind {
-    /// Channels of (N, C, height, width).
-    Channels { height: usize, width: usize },
-    /// Dimensions of (N, tokens, C).
-    Tokens { tokens: usize },
+    /// Channels of (N, C, height, width) or (N, height, width, C).
+    Channels { height: usize, width: usize, data_format: DataFormat },
+    /// Dimensions of (N, tokens, C): tokens of the whole picture, then those of a grid of patches if there is one.
+    Tokens { tokens: usize, prefix: usize, grid: Option<(usize, usize)> },
     /// Units of (N, C).
     Units,
 }
 
 impl LayerKind {
-    fn of(shape: &[i64], batch: usize) -> Option<(Self, u32)> {
-        let sizes: Vec<usize> = shape.iter().map(|&n| usize::try_from(n).ok().filter(|n| *n > 0)).collect::<Option<_>>()?;
-        match sizes[..] {
-            [n, units, height, width] if n == batch => Some((Self::Channels { height, width }, units as u32)),
-            [n, tokens, units] if n == batch => Some((Self::Tokens { tokens }, units as u32)),
-            [n, units] if n == batch => Some((Self::Units, units as u32)),
-            _ => None,
-        }
-    }
-
     /// Rows and columns of the activation map of a layer with space.
     pub(crate) fn map(self) -> Option<(usize, usize)> {
         match self {
-            Self::Channels { height, width } => Some((height, width)),
-            Self::Tokens { .. } | Self::Units => None,
+            Self::Channels { height, width, .. } => Some((height, width)),
+            Self::Tokens { grid, .. } => grid,
+            Self::Units => None,
         }
     }
 }
 
 impl From<&LayerInfo> for proto::Layer {
     fn from(layer: &LayerInfo) -> Self {
-        let kind = match layer.kind {
-            LayerKind::Channels { .. } => proto::LayerKind::Channels,
-            LayerKind::Tokens { .. } => proto::LayerKind::Tokens,
-            LayerKind::Units => proto::LayerKind::Units,
+        let (kind, data_format, prefix) = match layer.kind {
+            LayerKind::Channels { data_format: DataFormat::ChannelsFirst, .. } => (proto::LayerKind::Channels, proto::DataFormat::ChannelsFirst, 0),
+            LayerKind::Channels { data_format: DataFormat::ChannelsLast, .. } => (proto::LayerKind::Channels, proto::DataFormat::ChannelsLast, 0),
+            LayerKind::Tokens { prefix, .. } => (proto::LayerKind::Tokens, proto::DataFormat::Unspecified, prefix),
+            LayerKind::Units => (proto::LayerKind::Units, proto::DataFormat::Unspecified, 0),
         };
         Self {
             name: layer.name.clone(),
@@ -82,52 +92,164 @@ impl From<&LayerInfo> for proto::Layer {
             kind: kind.into(),
             units: layer.units,
             map: layer.kind.map().map_or_else(Vec::new, |(height, width)| vec![height as u32, width as u32]),
+            data_format: data_format.into(),
+            prefix_tokens: prefix as u32,
         }
     }
 }
 
-/// The layers of a network in its graph's order.
-pub(crate) fn layers(network: &Network, input: &Input, preprocessing: &proto::Preprocessing, args: &EngineArgs) -> Result<Vec<LayerInfo>, Fault> {
-    let candidates = network.layers()?;
-    let wanted: Vec<Wanted> = candidates.iter().map(|layer| Wanted { value: layer.value.clone(), reduce: None }).collect();
-    let mut session = runtime::session_of(&network.cut(&wanted)?, network.folder(), args)?;
-    let batch = input.batch.unwrap_or(TRIAL_BATCH);
-    let (height, width) = (preprocessing.height as usize, preprocessing.width as usize);
-    let blank = Tensor::from_array(([batch, 3, height, width], vec![0.0_f32; batch * 3 * height * width])).map_err(Error::from)?;
-    let outputs = session.run(vec![(input.name.as_str(), blank)]).map_err(Error::from)?;
-    let shapes: HashMap<&str, (LayerKind, u32)> = outputs
-        .iter()
-        .filter_map(|(name, value)| {
-            let (shape, _) = value.try_extract_tensor::<f32>().ok()?;
-            Some((name, LayerKind::of(shape, batch)?))
-        })
-        .collect();
-    let known = |layer: Layer| {
-        let &(kind, units) = shapes.get(layer.value.as_str())?;
-        Some(LayerInfo { name: layer.name, value: layer.value, operator: layer.operator, kind, units })
-    };
-    let layers: Vec<LayerInfo> = candidates.into_iter().filter_map(known).collect();
-    if layers.is_empty() {
-        return Err(
-            Error::Graph("the network has no layer whose units can be told apart: no value of floats with the batch as its first axis".to_owned()).into()
-        );
-    }
-    Ok(layers)
+/// What a trial run showed.
+pub(crate) struct Trial {
+    /// The layers in the graph's order.
+    pub(crate) layers: Vec<LayerInfo>,
+    /// Why other values are no layers.
+    pub(crate) refused: HashMap<String, String>,
+    /// The batch size, where the network runs at no other.
+    pub(crate) batch: Option<usize>,
 }
 
-/// The layers and units that a caller asks for: names looked up, all units where none are named, each in its range. `field` is the request's.
-pub(crate) fn resolve(network: &Network, layers: &[LayerInfo], asked: &[proto::LayerUnits]) -> Result<Vec<(LayerInfo, Vec<u32>)>, Fault> {
+/// Runs a network once and looks at all its values.
+pub(crate) fn trial(network: &Network, input: &Input, options: &proto::TargetOptions, size: (u32, u32), args: &EngineArgs) -> Result<Trial, Fault> {
+    let candidates = network.layers()?;
+    let wanted: Vec<Wanted> = candidates.iter().map(|layer| Wanted::as_is(&layer.value)).collect();
+    let mut session = runtime::session_of(&network.cut(input, &wanted)?, network.folder(), args)?;
+    let mut run = |batch| values(&mut session, input, size, batch);
+    let (batch, fixed, values) = match input.batch {
+        Some(batch) => (batch, Some(batch), run(batch)?),
+        // A graph may leave the number of pictures open and be for one all the same, by a shape that was traced with one.
+        None => match run(TRIAL_BATCH) {
+            Ok(values) => (TRIAL_BATCH, None, values),
+            Err(error) => (1, Some(1), run(1).map_err(|_| error)?),
+        },
+    };
+    let mut shapes: HashMap<String, Vec<usize>> = values.iter().map(|(name, (_, shape))| (name.clone(), shape.clone())).collect();
+    let (height, width) = (size.0 as usize, size.1 as usize);
+    let picture = match input.data_format {
+        DataFormat::ChannelsFirst => vec![batch, 3, height, width],
+        DataFormat::ChannelsLast => vec![batch, height, width, 3],
+    };
+    shapes.insert(input.name.clone(), picture);
+    let formats = network.data_formats(input, &shapes)?;
+    let format = |value: &str| formats.get(value).copied();
+    let said = Given::from(options).data_format;
+    let maps = shapes.iter().filter_map(|(value, shape)| match (format(value)?, &shape[..]) {
+        (DataFormat::ChannelsFirst, &[_, _, height, width]) | (DataFormat::ChannelsLast, &[_, height, width, _]) => Some((height, width)),
+        _ => None,
+    });
+    let grids = Grids { maps: maps.collect(), input: (height, width), prefix: options.prefix_tokens.map(|tokens| tokens as usize) };
+    let mut layers = Vec::new();
+    let mut refused = HashMap::new();
+    let mut last = String::new();
+    for Layer { name, value, operator } in candidates {
+        let found = match values.get(&value) {
+            Some((element, shape)) => to_float(network, &value, *element)?
+                .and_then(|to_float| kind(shape, batch, format(&value), said, &grids).map(|(kind, units)| (to_float, kind, units as u32))),
+            None => Err("it is no tensor".to_owned()),
+        };
+        match found {
+            Ok((to_float, kind, units)) => layers.push(LayerInfo { name, value, operator, kind, units, to_float }),
+            Err(why) => {
+                last = format!("{value}: {why}");
+                refused.insert(value, why);
+            }
+        }
+    }
+    if layers.is_empty() {
+        return Err(Error::Graph(format!("the network has no layer whose units can be told apart, not even its last value, {last}")).into());
+    }
+    Ok(Trial { layers, refused, batch: fixed })
+}
+
+/// The types and shapes of all outputs that are tensors, on blank pictures.
+fn values(session: &mut Session, input: &Input, size: (u32, u32), batch: usize) -> Result<HashMap<String, (TensorElementType, Vec<usize>)>, Error> {
+    let (height, width) = (size.0 as usize, size.1 as usize);
+    let blank = Tensor::from_array(([batch, 3, height, width], vec![0.0_f32; batch * 3 * height * width]))?;
+    let outputs = session.run(vec![(input.fed(), blank)])?;
+    let tensor = |value: &ValueType| match value {
+        ValueType::Tensor { ty, shape, .. } => Some((*ty, shape.iter().map(|side| usize::try_from(*side).unwrap_or(0)).collect())),
+        _ => None,
+    };
+    Ok(outputs.iter().filter_map(|(name, value)| Some((name.to_owned(), tensor(value.dtype())?))).collect())
+}
+
+/// What brings a value of that type to 32-bit floats, or why nothing does.
+fn to_float(network: &Network, value: &str, element: TensorElementType) -> Result<Result<ToFloat, String>, Error> {
+    use TensorElementType as Element;
+    Ok(match element {
+        Element::Float32 => Ok(ToFloat::AsIs),
+        Element::Float16 | Element::Bfloat16 | Element::Float64 => Ok(ToFloat::Cast),
+        Element::Int8 | Element::Uint8 if network.is_quantized(value)? => Ok(ToFloat::Dequantize),
+        other => Err(format!("it holds {other}, not floats")),
+    })
+}
+
+/// What a value of that shape is, and how many units it has; or why it is no layer.
+fn kind(shape: &[usize], batch: usize, format: Option<DataFormat>, said: Option<DataFormat>, grids: &Grids) -> Result<(LayerKind, usize), String> {
+    let sides = || shape.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ");
+    match *shape {
+        _ if shape.contains(&0) => Err(format!("its shape is {}", sides())),
+        [n, second, third, fourth] if n == batch => match format.or(said) {
+            Some(data_format @ DataFormat::ChannelsFirst) => Ok((LayerKind::Channels { height: third, width: fourth, data_format }, second)),
+            Some(data_format @ DataFormat::ChannelsLast) => Ok((LayerKind::Channels { height: second, width: third, data_format }, fourth)),
+            None => Err(format!(
+                "its shape is {}, and the graph does not tell which axis holds units, if it is a feature map at all: say data_format (--data-format) if it is one",
+                sides()
+            )),
+        },
+        [n, _, _] if n == batch && format == Some(DataFormat::ChannelsFirst) => Err(format!("its shape is {}, units before places", sides())),
+        [n, tokens, units] if n == batch => {
+            let (prefix, grid) = grids.of(tokens);
+            Ok((LayerKind::Tokens { tokens, prefix, grid }, units))
+        }
+        [n, units] if n == batch => Ok((LayerKind::Units, units)),
+        [_, n, _] if n == batch => {
+            Err(format!("its shape is {}, the batch as its second axis (as of torch.nn.MultiheadAttention without batch_first)", sides()))
+        }
+        _ => Err(format!("its shape is {} for a batch of {batch}, which is not its first axis", sides())),
+    }
+}
+
+/// What a grid of patches may be.
+struct Grids {
+    /// Heights and widths of the network's feature maps.
+    maps: Vec<(usize, usize)>,
+    /// Height and width of its input.
+    input: (usize, usize),
+    /// The tokens before the patches, where they were said.
+    prefix: Option<usize>,
+}
+
+impl Grids {
+    /// How many of a layer's tokens come before the patches, and the rows and columns of those: as few as leave the size of a feature map, as that of a convolution
+    /// that made the patches, or else of square patches that tile the input. Without a grid nothing comes before it but what was said.
+    fn of(&self, tokens: usize) -> (usize, Option<(usize, usize)>) {
+        if tokens == 1 && self.prefix.is_none() {
+            // A class token that was taken out.
+            return (1, None);
+        }
+        let prefixes = self.prefix.map_or(0..=MOST_PREFIX_TOKENS, |prefix| prefix..=prefix);
+        let found = prefixes.filter(|prefix| *prefix < tokens).find_map(|prefix| Some((prefix, Some(self.grid(tokens - prefix)?))));
+        found.unwrap_or((self.prefix.unwrap_or(0).min(tokens), None))
+    }
+
+    fn grid(&self, patches: usize) -> Option<(usize, usize)> {
+        let (height, width) = self.input;
+        // A patch that does not fit in whole is left out, or filled up.
+        let tiled = (1..=height.max(width)).flat_map(|side| [(height / side, width / side), (height.div_ceil(side), width.div_ceil(side))]);
+        self.maps.iter().copied().chain(tiled).find(|(rows, columns)| rows * columns == patches)
+    }
+}
+
+/// The layers and units that a caller asks for: names looked up, all units where none are named, each in its range.
+pub(crate) fn resolve(described: &Described, asked: &[proto::LayerUnits]) -> Result<Vec<(LayerInfo, Vec<u32>)>, Fault> {
     const MOST_LAYERS: usize = 1000;
     if asked.is_empty() || asked.len() > MOST_LAYERS {
         return Err(Fault::field("layers", format!("{} layers; 1 to {MOST_LAYERS} can be asked for", asked.len())));
     }
     let mut resolved: Vec<(LayerInfo, Vec<u32>)> = Vec::with_capacity(asked.len());
     for asked in asked {
-        let found = network.layer(&asked.layer)?;
-        let info = layers
-            .iter()
-            .find(|layer| layer.value == found.value)
-            .ok_or_else(|| Error::Graph(format!("{} is not a layer of floats with the batch as its first axis", asked.layer)))?;
+        let found = described.network.layer(&asked.layer)?;
+        let Some(info) = described.layer(&found.value) else { return Err(no_layer(described, &asked.layer, &found.value)?.into()) };
         // By the name that was meant: several modules may end in one value.
         let info = LayerInfo { name: found.name, ..info.clone() };
         if resolved.iter().any(|(other, _)| other.value == info.value) {
@@ -142,4 +264,42 @@ pub(crate) fn resolve(network: &Network, layers: &[LayerInfo], asked: &[proto::L
         resolved.push((info, units));
     }
     Ok(resolved)
+}
+
+/// Why a value of the network is no layer, and which is near it.
+fn no_layer(described: &Described, asked: &str, value: &str) -> Result<Error, Error> {
+    let why = described.refused.get(value).map_or("the network does not make it", String::as_str);
+    let near = described.network.around(value)?.into_iter().find_map(|value| described.layer(value));
+    let near = near.map_or_else(String::new, |layer| format!("; the nearest layer is {}", layer.name));
+    Ok(Error::Graph(format!("the units of {asked:?} can't be told apart: {why}{near}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grid_of_patches_follows_the_input_and_the_feature_maps() {
+        let grids = |input, maps: &[(usize, usize)], prefix| Grids { maps: maps.to_vec(), input, prefix };
+        let square = grids((224, 224), &[], None);
+        for (tokens, prefix, grid) in [
+            // ViT, DeiT with its distillation token, DINOv2 with registers, Swin and SigLIP without any, Swin's last stage.
+            (197, 1, Some((14, 14))),
+            (198, 2, Some((14, 14))),
+            (261, 5, Some((16, 16))),
+            (196, 0, Some((14, 14))),
+            (3136, 0, Some((56, 56))),
+            (49, 0, Some((7, 7))),
+            (1, 1, None),
+            (1000, 0, None),
+        ] {
+            assert_eq!(square.of(tokens), (prefix, grid), "{tokens} tokens");
+        }
+        assert_eq!(grids((384, 128), &[], None).of(193), (1, Some((24, 8))));
+        assert_eq!(grids((128, 384), &[], None).of(192), (0, Some((8, 24))));
+        assert_eq!(grids((225, 300), &[], None).of(15 * 19), (0, Some((15, 19))), "a patch that does not fit in whole is filled up");
+        assert_eq!(grids((64, 64), &[(5, 9)], None).of(46), (1, Some((5, 9))), "patches that overlap, of a convolution");
+        assert_eq!(grids((224, 224), &[], Some(4)).of(200), (4, Some((14, 14))));
+        assert_eq!(grids((224, 224), &[], Some(3)).of(200), (3, None));
+    }
 }

@@ -7,6 +7,8 @@ mod probing_set;
 mod target;
 
 use std::{
+    collections::HashMap,
+    io::{self, ErrorKind},
     num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::Arc,
@@ -20,8 +22,9 @@ use dnd_mesh::{
 };
 use dnd_onnx::{
     Error,
-    graph::Network,
+    graph::{Given, Input, Network},
     pictures::{PictureLimits, Preprocessor, default_preprocessing},
+    preprocessing,
     runtime::EngineArgs,
 };
 use dnd_proto::v1 as proto;
@@ -74,14 +77,26 @@ pub(crate) struct Described {
     pub(crate) network: Arc<Network>,
     pub(crate) preprocessing: proto::Preprocessing,
     pub(crate) layers: Vec<LayerInfo>,
+    /// Why the network's other values are no layers.
+    refused: HashMap<String, String>,
+    input: Input,
+    /// The batch size, where it runs at no other.
+    batch: Option<usize>,
     /// Bytes of its files.
     size: u64,
+    /// All that it depends on.
+    key: String,
+}
+
+impl Described {
+    fn layer(&self, value: &str) -> Option<&LayerInfo> {
+        self.layers.iter().find(|layer| layer.value == value)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct CutKey {
-    digest: String,
-    preprocessing: Vec<u8>,
+    described: String,
     layers: Vec<String>,
     reading: Reading,
 }
@@ -168,8 +183,8 @@ impl Activation {
         self.digests.get(state, || async move { blobs::digest_of(&path).await.map_err(|e| not_found(&path, &e)) }).await
     }
 
-    /// Reads a target, and runs it once to see its layers.
-    pub(crate) async fn describe(&self, target: Option<proto::Target>) -> Result<Arc<Described>, Fault> {
+    /// Reads a target, and runs it once to see its layers. Beside it where its pre-processing comes from.
+    pub(crate) async fn describe(&self, target: Option<proto::Target>) -> Result<(Arc<Described>, String), Fault> {
         let target = target.ok_or_else(|| Fault::field("target", "not set; say which network to dissect"))?;
         let file = self.target_file(&target)?;
         let digest = self.digest(file.clone()).await?;
@@ -183,17 +198,22 @@ impl Activation {
         if !target.digest.is_empty() && ![digest.as_str(), &whole].contains(&target.digest.as_str()) {
             return Err(Fault::field("target.digest", format!("{} has the digest {whole}, not {}", file.display(), target.digest)));
         }
-        let key = format!("{file:?} {whole} {:?}", target.preprocessing);
-        let args = self.args.clone();
+        let options = target.options.clone().unwrap_or_default();
+        let input = network.input(&Given::from(&options))?;
+        // Who uploads a network has what lies beside it.
+        let beside = (!target.uri.is_empty()).then_some(file.as_path());
+        let (preprocessing, source) = preprocessing(target.preprocessing, beside, input.size)?;
+        let key = format!("{file:?} {whole} {preprocessing:?} {options:?}");
+        let args = self.args.for_model(u64::MAX);
         let make = || {
+            let key = key.clone();
             blocking(move || {
-                let input = network.input()?;
-                let preprocessing = preprocessing(target.preprocessing, input.size)?;
-                let layers = describe::layers(&network, &input, &preprocessing, &args.for_model(u64::MAX))?;
-                Ok(Described { digest: whole, network, preprocessing, layers, size })
+                let describe::Trial { layers, refused, batch } =
+                    describe::trial(&network, &input, &options, (preprocessing.height, preprocessing.width), &args)?;
+                Ok(Described { digest: whole, network, preprocessing, layers, refused, input, batch, size, key })
             })
         };
-        self.described.get(key, make).await
+        Ok((self.described.get(key.clone(), make).await?, source))
     }
 
     /// The digests of a target's files of external data, by their names, which count as its own does; and the bytes of all its files.
@@ -203,12 +223,17 @@ impl Activation {
             let message = "the network has external data, which can't be uploaded: save it as one file, or name it by a URI that the service can read";
             return Err(Fault::new(Code::InvalidArgument, "EXTERNAL_DATA", message));
         }
-        let size = async |path: &Path| tokio::fs::metadata(path).await.map(|meta| meta.len()).map_err(|e| not_found(path, &e));
-        let mut bytes = size(file).await?;
+        let size = async |path: &Path| tokio::fs::metadata(path).await.map(|meta| meta.len());
+        let mut bytes = size(file).await.map_err(|e| not_found(file, &e))?;
         let mut digests = Vec::with_capacity(names.len());
-        for name in names {
+        for (name, least) in names {
             let path = network.folder().join(&name);
-            bytes += size(&path).await?;
+            let wrong = |problem: String| Fault::from(Error::file(file, format!("its weights are in {}: {problem}", path.display())));
+            let held = size(&path).await.map_err(|e| wrong(if e.kind() == ErrorKind::NotFound { "no such file".to_owned() } else { e.to_string() }))?;
+            if held < least {
+                return Err(wrong(format!("{held} bytes, and the network reads {least}; the file is not whole, or another network's")));
+            }
+            bytes += held;
             digests.push((name, self.digest(path).await?.to_string()));
         }
         Ok((digests, bytes))
@@ -216,12 +241,7 @@ impl Activation {
 
     /// The target as far as the asked-for layers need it, loaded, with those layers in their order.
     pub(crate) async fn cut(&self, described: &Arc<Described>, layers: &[LayerInfo], reading: Reading) -> Result<Arc<Cut>, Fault> {
-        let key = CutKey {
-            digest: described.digest.clone(),
-            preprocessing: described.preprocessing.encode_to_vec(),
-            layers: layers.iter().map(|layer| layer.value.clone()).collect(),
-            reading,
-        };
+        let key = CutKey { described: described.key.clone(), layers: layers.iter().map(|layer| layer.value.clone()).collect(), reading };
         let (described, layers, limits) = (Arc::clone(described), layers.to_vec(), self.picture_limits());
         let args = self.args.for_model(described.size);
         self.cuts.get(key, || blocking(move || Cut::load(&described, layers, reading, &args, limits))).await
@@ -236,25 +256,29 @@ fn read_target(file: &Path, target: &proto::Target) -> Result<Network, Fault> {
     })
 }
 
-/// The pre-processing as it was said, or the usual one of a network of that input size.
-fn preprocessing(said: Option<proto::Preprocessing>, input: Option<(u32, u32)>) -> Result<proto::Preprocessing, Fault> {
-    let preprocessing = match (said, input) {
-        (Some(said), Some(size)) if (said.height, said.width) != size => {
-            let message = format!("{} x {}, but the network takes pictures of {} x {}", said.height, said.width, size.0, size.1);
-            return Err(Fault::field("target.preprocessing", message));
-        }
-        (Some(said), _) => said,
-        (None, size) => {
-            let (height, width) = size.unwrap_or(describe::USUAL_SIZE);
-            default_preprocessing(height, width)
-        }
+/// The pre-processing as it was said, else as a file beside the network has it, else the usual one of a network of that input size; and which it was.
+fn preprocessing(said: Option<proto::Preprocessing>, file: Option<&Path>, input: Option<(u32, u32)>) -> Result<(proto::Preprocessing, String), Fault> {
+    let beside = |file: &Path| preprocessing::beside(file, input);
+    let (chosen, source) = match said {
+        Some(said) => (said, "the request".to_owned()),
+        None => match file.map(beside).transpose()?.flatten() {
+            Some((found, name)) => (found, format!("{name} beside the network")),
+            None => {
+                let (height, width) = input.unwrap_or(preprocessing::USUAL_SIZE);
+                (default_preprocessing(height, width), "what is usual for ImageNet networks".to_owned())
+            }
+        },
     };
-    Preprocessor::new(&preprocessing)?;
-    Ok(preprocessing)
+    if let Some(size) = input.filter(|size| (chosen.height, chosen.width) != *size) {
+        let message = format!("{} x {} ({source}), but the network takes pictures of {} x {}", chosen.height, chosen.width, size.0, size.1);
+        return Err(Fault::field("target.preprocessing", message));
+    }
+    Preprocessor::new(&chosen)?;
+    Ok((chosen, source))
 }
 
-fn not_found(path: &std::path::Path, error: &std::io::Error) -> Fault {
-    let why = if error.kind() == std::io::ErrorKind::NotFound { "no such file".to_owned() } else { error.to_string() };
+fn not_found(path: &Path, error: &io::Error) -> Fault {
+    let why = if error.kind() == ErrorKind::NotFound { "no such file".to_owned() } else { error.to_string() };
     Fault::new(Code::InvalidArgument, "UNREADABLE_SOURCE", format!("{}: {why}", path.display()))
 }
 

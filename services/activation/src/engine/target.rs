@@ -14,7 +14,7 @@ use dnd_method::{
 };
 use dnd_onnx::{
     Error,
-    graph::{self, reduced},
+    graph::{DataFormat, Wanted},
     pictures::{self, PictureLimits, Preprocessor},
     runtime::{self, EngineArgs},
 };
@@ -67,16 +67,15 @@ impl Cut {
     pub(crate) fn load(described: &Described, layers: Vec<LayerInfo>, reading: Reading, args: &EngineArgs, limits: PictureLimits) -> Result<Self, Fault> {
         layers.iter().try_for_each(|layer| check_tokens(layer, reading))?;
         let preprocessor = Preprocessor::new(&described.preprocessing)?;
-        let input = described.network.input()?;
-        let wanted: Vec<graph::Wanted> = layers.iter().flat_map(|layer| outputs_of(layer, reading)).collect();
-        let model = described.network.cut(&wanted)?;
+        let wanted: Vec<Wanted> = layers.iter().flat_map(|layer| layer.reduced(reading.summary).into_iter().chain([layer.whole()])).collect();
+        let model = described.network.cut(&described.input, &wanted)?;
         let layers: Arc<[LayerInfo]> = layers.into();
         let runners = (0..args.session_count())
             .map(|_| {
                 Ok(Runner {
                     session: runtime::session_of(&model, described.network.folder(), args)?,
-                    input: input.name.clone(),
-                    fixed_batch: input.batch,
+                    input: described.input.fed(),
+                    fixed_batch: described.batch,
                     layers: Arc::clone(&layers),
                     reading,
                     preprocessor: preprocessor.clone(),
@@ -84,7 +83,7 @@ impl Cut {
                 })
             })
             .collect::<Result<Vec<_>, Error>>()?;
-        let batch = input.batch.unwrap_or(args.batch()).max(1);
+        let batch = described.batch.unwrap_or(args.batch()).max(1);
         let limits = Limits { queue: 4 * batch * runners.len(), batch };
         let batcher = Batcher::start("target", runners, limits).map_err(|e| Error::Run(e.to_string()))?;
         Ok(Self { layers, preprocessor, batcher })
@@ -93,15 +92,6 @@ impl Cut {
     /// Runs a picture; gives, a layer after the other, `g` of every unit.
     pub(crate) async fn run(&self, picture: Source, wanted: Output) -> Result<Vec<Vec<f32>>, Fault> {
         self.batcher.submit(Item { picture, wanted }).await
-    }
-}
-
-/// The outputs that a layer needs: its value reduced over space, and the value itself for maps.
-fn outputs_of(layer: &LayerInfo, reading: Reading) -> Vec<graph::Wanted> {
-    let value = |reduce| graph::Wanted { value: layer.value.clone(), reduce };
-    match layer.kind {
-        LayerKind::Channels { .. } => vec![value(Some(reading.summary)), value(None)],
-        LayerKind::Tokens { .. } | LayerKind::Units => vec![value(None)],
     }
 }
 
@@ -135,7 +125,7 @@ impl Worker for Runner {
                     Source::Encoded(bytes) => self.read(&pictures::decode(bytes, self.limits)?, &mut tensor)?,
                     Source::Decoded(picture) => self.read(picture, &mut tensor)?,
                 };
-                good.push(Wanted { size, output: &item.wanted });
+                good.push(Readable { size, output: &item.wanted });
                 Ok(())
             })
             .collect();
@@ -144,8 +134,8 @@ impl Worker for Runner {
     }
 }
 
-/// What is wanted of a picture that could be read, and its width and height.
-struct Wanted<'i> {
+/// A picture that could be read: its width and height, and what is wanted of it.
+struct Readable<'i> {
     size: (u32, u32),
     output: &'i Output,
 }
@@ -156,8 +146,8 @@ impl Runner {
         Ok(picture.dimensions())
     }
 
-    fn activations(&mut self, mut pixels: Vec<f32>, wanted: &[Wanted<'_>]) -> Result<Vec<Vec<Vec<f32>>>, Error> {
-        let count = wanted.len();
+    fn activations(&mut self, mut pixels: Vec<f32>, pictures: &[Readable<'_>]) -> Result<Vec<Vec<Vec<f32>>>, Error> {
+        let count = pictures.len();
         if count == 0 {
             return Ok(Vec::new());
         }
@@ -166,11 +156,14 @@ impl Runner {
         pixels.resize(rows * self.preprocessor.values(), 0.0);
         let (height, width) = self.preprocessor.size();
         let pixels = Tensor::from_array(([rows, 3, height, width], pixels))?;
-        let probing = wanted.iter().any(|wanted| matches!(wanted.output, Output::Probe { .. }));
-        let needs_value = |layer: &&LayerInfo| probing || layer.kind.map().is_none();
-        let selected = OutputSelector::no_default();
-        let selected = self.layers.iter().filter(|layer| layer.kind.map().is_some()).fold(selected, |s, layer| s.with(reduced(&layer.value)));
-        let selected = self.layers.iter().filter(needs_value).fold(selected, |s, layer| s.with(&layer.value));
+        let probing = pictures.iter().any(|picture| matches!(picture.output, Output::Probe { .. }));
+        // Whole feature maps are copied out only where a pass may keep them.
+        let needed = self.layers.iter().flat_map(|layer| {
+            let reduced = layer.reduced(self.reading.summary);
+            let whole = (probing || reduced.is_none()).then(|| layer.whole());
+            reduced.into_iter().chain(whole)
+        });
+        let selected = needed.fold(OutputSelector::no_default(), |selected, wanted| selected.with(wanted.output()));
         let options = RunOptions::new()?.with_outputs(selected);
         let outputs = self.session.run_with_options(vec![(self.input.as_str(), pixels)], &options)?;
 
@@ -180,79 +173,75 @@ impl Runner {
                 activations.push(summaries(&outputs, layer, self.reading, row, rows)?);
             }
         }
-        for (row, wanted) in wanted.iter().enumerate() {
-            if let Output::Probe { collector, index } = wanted.output {
+        for (row, picture) in pictures.iter().enumerate() {
+            if let Output::Probe { collector, index } = picture.output {
                 let maps = |layer: usize, unit: u32| self.layers.get(layer).and_then(|layer| map(&outputs, layer, self.reading, row, rows, unit));
-                collector.offer(*index, wanted.size, &activations[row], maps);
+                collector.offer(*index, picture.size, &activations[row], maps);
             }
         }
         Ok(activations)
     }
 }
 
-fn values<'o>(outputs: &'o SessionOutputs<'_>, name: &str, row: usize, rows: usize) -> Result<&'o [f32], Error> {
-    let (_, all) = outputs.get(name).ok_or_else(|| Error::Run(format!("no output {name}")))?.try_extract_tensor::<f32>()?;
+fn values<'o>(outputs: &'o SessionOutputs<'_>, wanted: &Wanted, row: usize, rows: usize) -> Result<&'o [f32], Error> {
+    let name = wanted.output();
+    let (_, all) = outputs.get(&name).ok_or_else(|| Error::Run(format!("no output {name}")))?.try_extract_tensor::<f32>()?;
     let each = all.len() / rows;
     all.get(row * each..(row + 1) * each).ok_or_else(|| Error::Run(format!("{name} has no row {row}")))
 }
 
 /// `g` of every unit of a layer for one picture of a batch.
 fn summaries(outputs: &SessionOutputs<'_>, layer: &LayerInfo, reading: Reading, row: usize, rows: usize) -> Result<Vec<f32>, Error> {
-    match layer.kind {
-        LayerKind::Channels { .. } => Ok(values(outputs, &reduced(&layer.value), row, rows)?.to_vec()),
-        LayerKind::Units => Ok(values(outputs, &layer.value, row, rows)?.to_vec()),
-        LayerKind::Tokens { tokens } => {
-            let value = values(outputs, &layer.value, row, rows)?;
-            let units = layer.units as usize;
-            Ok(match reading.token_summary {
-                TokenSummary::Class => value[..units].to_vec(),
-                TokenSummary::PatchMean => {
-                    let first = first_patch(tokens)?;
-                    (0..units).map(|unit| summary::summarize(&column(value, units, unit, first), reading.summary)).collect()
-                }
-            })
-        }
+    if let Some(reduced) = layer.reduced(reading.summary) {
+        return Ok(values(outputs, &reduced, row, rows)?.to_vec());
     }
+    let value = values(outputs, &layer.whole(), row, rows)?;
+    let units = layer.units as usize;
+    Ok(match (layer.kind, reading.token_summary) {
+        (LayerKind::Tokens { prefix, .. }, TokenSummary::PatchMean) => {
+            (0..units).map(|unit| summary::summarize(&column(value, units, unit, prefix), reading.summary)).collect()
+        }
+        (LayerKind::Tokens { .. }, TokenSummary::Class) => value[..units].to_vec(),
+        (LayerKind::Channels { .. } | LayerKind::Units, _) => value.to_vec(),
+    })
 }
 
 /// A unit's activation map on one picture of a batch, if the layer has space.
 fn map(outputs: &SessionOutputs<'_>, layer: &LayerInfo, reading: Reading, row: usize, rows: usize, unit: u32) -> Option<Map> {
-    let value = values(outputs, &layer.value, row, rows).ok()?;
-    let (unit, units) = (unit as usize, layer.units as usize);
-    match (layer.kind, reading.token_summary) {
-        (LayerKind::Channels { height, width }, _) => Map::new(height, width, value.get(unit * height * width..(unit + 1) * height * width)?.to_vec()),
-        (LayerKind::Tokens { tokens }, TokenSummary::PatchMean) => {
-            let first = first_patch(tokens).ok()?;
-            let side = (tokens - first).isqrt();
-            Map::new(side, side, column(value, units, unit, first))
-        }
-        (LayerKind::Tokens { .. }, TokenSummary::Class) | (LayerKind::Units, _) => None,
+    if matches!((layer.kind, reading.token_summary), (LayerKind::Tokens { .. }, TokenSummary::Class)) {
+        return None;
     }
+    let (height, width) = layer.kind.map()?;
+    let value = values(outputs, &layer.whole(), row, rows).ok()?;
+    let (unit, units) = (unit as usize, layer.units as usize);
+    let map = match layer.kind {
+        LayerKind::Channels { data_format: DataFormat::ChannelsFirst, .. } => value.get(unit * height * width..(unit + 1) * height * width)?.to_vec(),
+        LayerKind::Channels { data_format: DataFormat::ChannelsLast, .. } => column(value, units, unit, 0),
+        LayerKind::Tokens { prefix, .. } => column(value, units, unit, prefix),
+        LayerKind::Units => return None,
+    };
+    Map::new(height, width, map)
 }
 
 /// Whether a layer of tokens can be read in the way that is asked for.
 fn check_tokens(layer: &LayerInfo, reading: Reading) -> Result<(), Error> {
-    let LayerKind::Tokens { tokens } = layer.kind else { return Ok(()) };
-    match (first_patch(tokens), reading.token_summary) {
-        (Ok(0), TokenSummary::Class) => Err(Error::Graph(format!(
-            "layer {:?} has {tokens} tokens, a grid without a class token: its units can be read with token_summary patch_mean",
-            layer.name
-        ))),
-        (Err(problem), TokenSummary::PatchMean) => Err(Error::Graph(format!("layer {:?}: {problem}", layer.name))),
+    let LayerKind::Tokens { tokens, prefix, grid } = layer.kind else { return Ok(()) };
+    let wrong = |problem: String| Err(Error::Graph(format!("layer {:?}: {problem}", layer.name)));
+    match (reading.token_summary, prefix, grid) {
+        (TokenSummary::Class, 0, Some((rows, columns))) => {
+            wrong(format!("its {tokens} tokens are a grid of {rows} x {columns} without a class token: its units can be read with token_summary patch_mean"))
+        }
+        (TokenSummary::PatchMean, 1, None) if tokens == 1 => {
+            wrong("its one token is no grid of patches: its units can be read with token_summary class".to_owned())
+        }
+        (TokenSummary::PatchMean, _, None) => wrong(format!(
+            "its {tokens} tokens are no grid of patches that is known, with up to 16 tokens before it: say prefix_tokens (--prefix-tokens), or read the class token"
+        )),
         _ => Ok(()),
     }
 }
 
+/// A unit's values, from the place `first` on, of values with the units as their last axis.
 fn column(value: &[f32], units: usize, unit: usize, first: usize) -> Vec<f32> {
     value.iter().skip(first * units + unit).step_by(units).copied().collect()
-}
-
-/// Where the patch tokens begin: after a class token, or at once, whichever leaves a square grid.
-fn first_patch(tokens: usize) -> Result<usize, Error> {
-    let square = |n: usize| n > 0 && n.isqrt().pow(2) == n;
-    match tokens {
-        n if n > 1 && square(n - 1) => Ok(1),
-        n if square(n) => Ok(0),
-        n => Err(Error::Graph(format!("{n} tokens are no square grid of patches, with or without a class token"))),
-    }
 }

@@ -1,6 +1,10 @@
-//! Networks of kinds that the sketch suite does not have, small enough to be worked out by hand: tokens, fixed batches, older operator sets, values that
-//! are not numbers, weights in files of their own.
+//! Networks of kinds that the sketch suite does not have, small enough to be worked out by hand.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod exported;
+mod exports;
+mod kinds;
+mod preparing;
 
 use std::{collections::HashMap, fs, path::Path, sync::Arc};
 
@@ -68,14 +72,13 @@ fn int_tensor(name: &str, values: &[i64]) -> TensorProto {
     }
 }
 
-fn floats(name: &str, values: Vec<f32>) -> TensorProto {
-    TensorProto {
-        name: Some(name.to_owned()),
-        data_type: Some(DataType::Float as i32),
-        dims: vec![1, values.len() as i64, 1, 1],
-        float_data: values,
-        ..Default::default()
-    }
+fn floats(name: &str, dims: &[i64], values: Vec<f32>) -> TensorProto {
+    TensorProto { name: Some(name.to_owned()), data_type: Some(DataType::Float as i32), dims: dims.to_vec(), float_data: values, ..Default::default() }
+}
+
+/// Weights of a convolution, or with two axes of a product, that give each channel as it is.
+fn identity(name: &str, dims: &[i64]) -> TensorProto {
+    floats(name, dims, vec![1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0])
 }
 
 fn value(name: &str, shape: &[Option<i64>]) -> ValueInfoProto {
@@ -90,38 +93,65 @@ fn value(name: &str, shape: &[Option<i64>]) -> ValueInfoProto {
     }
 }
 
+/// A network by hand.
+#[derive(Clone)]
+struct Net {
+    opset: i64,
+    ir_version: i64,
+    inputs: Vec<ValueInfoProto>,
+    nodes: Vec<NodeProto>,
+    weights: Vec<TensorProto>,
+    output: String,
+    /// Height and width of its input.
+    size: (u32, u32),
+}
+
+impl Net {
+    fn new(input: ValueInfoProto, size: (u32, u32), output: &str) -> Self {
+        Self { opset: 17, ir_version: 8, inputs: vec![input], nodes: vec![], weights: vec![], output: output.to_owned(), size }
+    }
+
+    /// Writes it into a folder.
+    fn write(&self, folder: &Path) -> Target {
+        let domains = ["", "com.microsoft"]
+            .map(|domain| OperatorSetIdProto { domain: Some(domain.to_owned()), version: Some(if domain.is_empty() { self.opset } else { 1 }) });
+        let graph = GraphProto {
+            name: Some("by hand".to_owned()),
+            node: self.nodes.clone(),
+            initializer: self.weights.clone(),
+            input: self.inputs.clone(),
+            output: vec![ValueInfoProto { name: Some(self.output.clone()), ..Default::default() }],
+            ..Default::default()
+        };
+        let model = ModelProto { ir_version: Some(self.ir_version), graph: Some(graph), opset_import: domains.to_vec(), ..Default::default() };
+        let path = folder.join("net.onnx");
+        fs::write(&path, model.encode_to_vec()).unwrap();
+        let (height, width) = self.size;
+        let preprocessing =
+            Preprocessing { resize_mode: ResizeMode::Squash.into(), height, width, mean: vec![0.0; 3], std: vec![1.0; 3], ..Default::default() };
+        Target { uri: format!("file:{}", path.display()), preprocessing: Some(preprocessing), ..Default::default() }
+    }
+}
+
 /// Writes a network of these nodes into a folder. Its input is `pixels` (batch, 3, SIDE, SIDE).
-fn write(folder: &Path, opset: i64, batch: Option<i64>, nodes: Vec<NodeProto>, weights: Vec<TensorProto>, output: (&str, &[i64])) -> Target {
-    let shape = |rest: &[i64]| [batch].into_iter().chain(rest.iter().copied().map(Some)).collect::<Vec<_>>();
-    let graph = GraphProto {
-        name: Some("by hand".to_owned()),
-        node: nodes,
-        initializer: weights,
-        input: vec![value("pixels", &shape(&[3, SIDE.into(), SIDE.into()]))],
-        output: vec![value(output.0, &shape(output.1))],
-        ..Default::default()
-    };
-    let model = ModelProto {
-        ir_version: Some(8),
-        graph: Some(graph),
-        opset_import: vec![OperatorSetIdProto { version: Some(opset), ..Default::default() }],
-        ..Default::default()
-    };
-    let path = folder.join("net.onnx");
-    fs::write(&path, model.encode_to_vec()).unwrap();
-    let preprocessing =
-        Preprocessing { resize_mode: ResizeMode::Squash.into(), height: SIDE, width: SIDE, mean: vec![0.0; 3], std: vec![1.0; 3], ..Default::default() };
-    Target { uri: format!("file:{}", path.display()), digest: String::new(), preprocessing: Some(preprocessing) }
+fn write(folder: &Path, opset: i64, batch: Option<i64>, nodes: Vec<NodeProto>, weights: Vec<TensorProto>, output: &str) -> Target {
+    let side = Some(i64::from(SIDE));
+    Net { opset, nodes, weights, ..Net::new(value("pixels", &[batch, Some(3), side, side]), (SIDE, SIDE), output) }.write(folder)
 }
 
 /// Pictures, each with one bright pixel among dark ones, in a folder; their values between 0 and 1, channel by channel.
 fn probing_set(folder: &Path, count: u8) -> (ProbingSet, HashMap<String, [Vec<f32>; 3]>) {
+    pictures_of(folder, count, (SIDE, SIDE))
+}
+
+/// Such pictures of that height and width.
+fn pictures_of(folder: &Path, count: u8, (height, width): (u32, u32)) -> (ProbingSet, HashMap<String, [Vec<f32>; 3]>) {
     let pictures = folder.join("pictures");
     fs::create_dir_all(&pictures).unwrap();
     let mut values = HashMap::new();
     for i in 0..count {
-        let bright = (u32::from(i) % SIDE, u32::from(i) / SIDE % SIDE);
-        let picture = RgbImage::from_fn(SIDE, SIDE, |x, y| if (x, y) == bright { Rgb([250 - i, 200, 10 * i]) } else { Rgb([i, 3 * i, 7]) });
+        let bright = (u32::from(i) % width, u32::from(i) / width % height);
+        let picture = RgbImage::from_fn(width, height, |x, y| if (x, y) == bright { Rgb([250 - i, 200, 10 * i]) } else { Rgb([i, 3 * i, 7]) });
         let name = format!("{i:02}.png");
         picture.save(pictures.join(&name)).unwrap();
         values.insert(name, [0, 1, 2].map(|channel| picture.pixels().map(|pixel| f32::from(pixel.0[channel]) / 255.0).collect()));
@@ -136,11 +166,22 @@ async fn probe(
     layer: &str,
     tokens: TokenSummary,
 ) -> Result<Vec<ProbedUnit>, Status> {
+    probe_by(client, target, set, layer, Summary::Mean, tokens).await
+}
+
+async fn probe_by(
+    client: &mut ActivationServiceClient<Channel>,
+    target: &Target,
+    set: &ProbingSet,
+    layer: &str,
+    summary: Summary,
+    tokens: TokenSummary,
+) -> Result<Vec<ProbedUnit>, Status> {
     let request = ProbeRequest {
         target: Some(target.clone()),
         probing_set: Some(set.clone()),
         layers: vec![LayerUnits { layer: layer.to_owned(), units: Vec::new() }],
-        summary: Summary::Mean.into(),
+        summary: summary.into(),
         token_summary: tokens.into(),
         top: Some(50),
     };
@@ -179,7 +220,7 @@ async fn a_fixed_batch_and_an_older_operator_set_change_nothing() {
     let (mut client, _server) = service();
     for (opset, batch) in [(13, None), (18, None), (13, Some(4)), (18, Some(1))] {
         let folder = tempfile::tempdir().unwrap();
-        let target = write(folder.path(), opset, batch, vec![node("Relu", &["pixels"], "map", vec![])], vec![], ("map", &[3, 4, 4]));
+        let target = write(folder.path(), opset, batch, vec![node("Relu", &["pixels"], "map", vec![])], vec![], "map");
         let (set, values) = probing_set(folder.path(), 10);
         let units = probe(&mut client, &target, &set, "map", TokenSummary::Unspecified).await.unwrap();
         assert_activations(&units, &values, mean);
@@ -196,7 +237,7 @@ fn transformer(folder: &Path, with_class: bool) -> Target {
         node("Concat", &["class", "patches"], "tokens", vec![int("axis", 1)]),
     ];
     nodes.truncate(if with_class { 4 } else { 2 });
-    let output: (&str, &[i64]) = if with_class { ("tokens", &[17, 3]) } else { ("patches", &[16, 3]) };
+    let output = if with_class { "tokens" } else { "patches" };
     write(folder, 13, None, nodes, vec![int_tensor("flat", &[0, 3, -1])], output)
 }
 
@@ -238,7 +279,7 @@ async fn a_grid_without_a_class_token_has_no_class_to_read() {
 async fn activations_that_are_not_finite_are_counted_and_never_among_the_top() {
     let (mut client, _server) = service();
     let folder = tempfile::tempdir().unwrap();
-    let target = write(folder.path(), 13, None, vec![node("Log", &["pixels"], "log", vec![])], vec![], ("log", &[3, 4, 4]));
+    let target = write(folder.path(), 13, None, vec![node("Log", &["pixels"], "log", vec![])], vec![], "log");
     // Picture 0 is black but for a pixel, and its blue all but black: the logarithms' means are infinite in red and green.
     let (set, values) = probing_set(folder.path(), 8);
     let units = probe(&mut client, &target, &set, "log", TokenSummary::Unspecified).await.unwrap();
@@ -261,9 +302,9 @@ fn with_external_weights(folder: &Path, weights: [f32; 3], location: &str) -> Ta
         float_data: vec![],
         external_data: vec![entry],
         data_location: Some(DataLocation::External as i32),
-        ..floats("weights", weights.to_vec())
+        ..floats("weights", &[1, 3, 1, 1], weights.to_vec())
     };
-    write(folder, 13, None, vec![node("Mul", &["pixels", "weights"], "weighted", vec![])], vec![tensor], ("weighted", &[3, 4, 4]))
+    write(folder, 13, None, vec![node("Mul", &["pixels", "weights"], "weighted", vec![])], vec![tensor], "weighted")
 }
 
 #[tokio::test]
