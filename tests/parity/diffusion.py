@@ -7,13 +7,9 @@ on a processor; the networks are those of the public model. Weights are not of a
 
 from __future__ import annotations
 
-import json
 import sys
-import time
 from pathlib import Path
-from unittest import mock
 
-import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, LCMScheduler, PNDMScheduler,
@@ -24,12 +20,12 @@ from transformers import CLIPTextConfig, CLIPTextModel
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "models"), str(Path(__file__).parent)]
 
-from noise import noise  # noqa: E402
+from drawn import PROMPT, encode, expect  # noqa: E402
 from recipes import stable_diffusion  # noqa: E402
 from vocabulary import TOKENS, tokenizer  # noqa: E402
 
 SIDE = int(sys.argv[2]) if len(sys.argv) == 3 else 16
-CONCEPT, PROMPT = "polka dots", "One realistic image of {}"
+CONCEPT = "polka dots"
 LONG = "a photograph of " + "a very old and very large red barn beside a river and " * 12 + "a dog"
 TEXTS = ["", PROMPT.format(CONCEPT), PROMPT.format("a café in Zürich, 1920s' style"), LONG]
 # Of Stable Diffusion 1.5, as published; what it leaves out is its class's default.
@@ -86,49 +82,10 @@ def model() -> StableDiffusionPipeline:
 
 
 @torch.no_grad()
-def encode(pipeline: StableDiffusionPipeline, said: list[str]) -> torch.Tensor:
-    ids = pipeline.tokenizer(said, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
-    return pipeline.text_encoder(ids).last_hidden_state
-
-
-def drawn(pipeline: StableDiffusionPipeline, concept: str, index: int, steps: int, guidance: float) -> torch.Tensor:
-    """Latents of a picture, each draw of noise replaced by the keyed one."""
-    shape = 1, 4, SIDE, SIDE
-    draws = iter(range(1, 1000))
-
-    def keyed(*_, **__) -> torch.Tensor:
-        return torch.from_numpy(noise(0, concept, index, next(draws), 4 * SIDE * SIDE)).reshape(shape)
-
-    modules = ("lcm", "euler_ancestral_discrete")
-    patches = [mock.patch(f"diffusers.schedulers.scheduling_{module}.randn_tensor", keyed) for module in modules]
-    start = torch.from_numpy(noise(0, concept, index, 0, 4 * SIDE * SIDE)).reshape(shape)
-    with patches[0], patches[1]:
-        return pipeline(PROMPT.format(concept), num_inference_steps=steps, guidance_scale=guidance, latents=start, output_type="latent").images
-
-
-@torch.no_grad()
 def main(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     pipeline = model()
-
-    def keep(name: str, tensor: torch.Tensor) -> dict:
-        tensor.numpy().astype("<f4").tofile(folder / f"{name}.f32")
-        return {"file": f"{name}.f32", "shape": list(tensor.shape), "deviation": float(tensor.std())}
-
-    states = encode(pipeline, TEXTS)
-    expected: dict = {"side": SIDE, "concept": CONCEPT, "prompt": PROMPT.format(CONCEPT), "texts": TEXTS, "states": keep("states", states)}
-    sample = torch.from_numpy(noise(0, CONCEPT, 0, 0, 4 * SIDE * SIDE)).reshape(1, 4, SIDE, SIDE)
-    expected["step"] = {"timestep": 981.0, "output": keep("step", pipeline.unet(sample, torch.tensor(981.0), states[1:2]).sample)}
-    expected["runs"] = {}
-    for name, (said, sampler, config, steps, guidance) in RUNS.items():
-        started = time.time()
-        pipeline.scheduler = sampler.from_config(config)
-        latents = drawn(pipeline, CONCEPT, 0, steps, guidance)
-        expected["runs"][name] = {"config": {"_class_name": said.__name__, **config}, "steps": steps, "guidance": guidance, "latents": keep(name, latents)}
-        print(f"{name}: {steps} steps in {time.time() - started:.0f} s, latents of deviation {float(latents.std()):.3g}", flush=True)
-        if name == "dpm-solver++":
-            expected["picture"] = keep("picture", pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample)
-    (folder / "expected.json").write_text(json.dumps(expected, indent=1))
+    vae = pipeline.vae
+    expect(pipeline, lambda latents: vae.decode(latents / vae.config.scaling_factor).sample, RUNS, CONCEPT, TEXTS, folder)
     pipeline.scheduler = PNDMScheduler.from_config(PNDM)
     stable_diffusion.write(pipeline, folder / "model", "seeded random weights")
 

@@ -47,6 +47,12 @@ impl ModelFolder {
         Some(self.root.join(name))
     }
 
+    /// The file of the graph `stem`, in `onnx/` or in the folder itself: in full precision, else in half, else quantised.
+    pub fn graph(&self, what: &str, stem: &str) -> Result<PathBuf, Error> {
+        let names: Vec<String> = ["", "_fp16", "_quantized"].iter().flat_map(|kind| ["onnx/", ""].map(|place| format!("{place}{stem}{kind}.onnx"))).collect();
+        self.file(what, &names.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
     /// A JSON file's contents.
     pub fn json<T: DeserializeOwned>(&self, what: &str, name: &str) -> Result<T, Error> {
         let path = self.file(what, &[name])?;
