@@ -13,6 +13,8 @@ import onnxruntime
 import torch
 
 SCOPES = "pkg.torch.onnx.name_scopes"
+LARGEST = 2_000_000_000
+"""Bytes of weights beyond which they go to a file of their own: no ONNX file can be larger than 2 GiB."""
 
 
 def strip(model: onnx.ModelProto, keep_scopes: bool) -> None:
@@ -44,7 +46,7 @@ def strip(model: onnx.ModelProto, keep_scopes: bool) -> None:
 
 
 def export(module: torch.nn.Module, path: Path, inputs: dict[str, torch.Tensor], outputs: list[str], dynamic: dict[str, dict[int, str]], keep_scopes: bool = False) -> None:
-    """Exports `module(*inputs)` to `path`, replacing it at once."""
+    """Exports `module(*inputs)` to `path`, replacing it at once. Weights that are too large for it go to `<path>_data` beside it."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.onnx")
@@ -56,16 +58,22 @@ def export(module: torch.nn.Module, path: Path, inputs: dict[str, torch.Tensor],
     program = torch.onnx.export(
         module.eval(), tuple(inputs.values()), dynamo=True, dynamic_shapes=shapes, input_names=list(inputs), output_names=outputs, external_data=False, verbose=False,
     )
-    program.save(str(part), external_data=False)
-    model = onnx.load(str(part))
+    large = sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()]) > LARGEST
+    program.save(str(part), external_data=large)
+    model = onnx.load(str(part), load_external_data=False)
     strip(model, keep_scopes)
     for value in [*model.graph.input, *model.graph.output]:
         names = dynamic.get(value.name, {})
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if axis in names:
                 dim.dim_param = names[axis]
-    onnx.checker.check_model(model)
+    if large:
+        data = path.with_name(f"{path.name}_data")
+        Path(f"{part}.data").rename(data)
+        for entry in (e for tensor in model.graph.initializer for e in tensor.external_data if e.key == "location"):
+            entry.value = data.name
     onnx.save(model, str(part))
+    onnx.checker.check_model(str(part))
     part.rename(path)
 
 

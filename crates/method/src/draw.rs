@@ -31,7 +31,12 @@ impl Key {
 
     /// Its words, from the first.
     pub fn words(self) -> impl Iterator<Item = u32> {
-        (0..=u32::MAX).flat_map(move |block| philox4x32_10([block, 0, 0, 0], self.0))
+        self.words_from(0)
+    }
+
+    /// Its words, from the first of a block of four.
+    fn words_from(self, block: u32) -> impl Iterator<Item = u32> {
+        (block..=u32::MAX).flat_map(move |block| philox4x32_10([block, 0, 0, 0], self.0))
     }
 }
 
@@ -46,13 +51,14 @@ pub fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
-/// Standard normal noise for image `index` of a concept: `size` values, filling channels, rows and columns in that order.
+/// Standard normal noise for image `index` of a concept: `size` values, filling channels, rows and columns in that order. Draw 0 is what the image
+/// starts from, draw `n` what is added to it after step `n`, counted from 1, by samplers that add noise.
 ///
-/// Key ("noise", seed, concept, index). Box-Muller: two words, as numbers `a` and `b`, give `√(−2 ln a) · cos 2πb`, then
+/// Key ("noise", seed, concept, index). A draw takes ⌈size / 4⌉ blocks, and draw `n` starts where the one before it ends. Box-Muller: two words, as numbers `a` and `b`, give `√(−2 ln a) · cos 2πb`, then
 /// `√(−2 ln a) · sin 2πb`, each rounded to `f32`. A diffusion model's `init_noise_sigma` is for the caller to multiply by.
-pub fn noise(seed: u64, concept: &str, index: u32, size: usize) -> Vec<f32> {
+pub fn noise(seed: u64, concept: &str, index: u32, draw: u32, size: usize) -> Vec<f32> {
     let key = Key::new(&[b"noise", &number(seed), concept.as_bytes(), &number(index)]);
-    let mut words = key.words().map(uniform);
+    let mut words = key.words_from(draw.wrapping_mul(size.div_ceil(4) as u32)).map(uniform);
     let pairs = std::iter::from_fn(|| Some((words.next()?, words.next()?)));
     let normals = pairs.flat_map(|(a, b)| {
         let (radius, angle) = ((-2.0 * a.ln()).sqrt(), std::f64::consts::TAU * b);
@@ -145,6 +151,14 @@ mod tests {
         assert_eq!(words.next(), Some(9));
         assert_eq!(below(1, &mut [7].into_iter()), 0);
         assert_eq!(below(1 << 32, &mut [u32::MAX].into_iter()), u32::MAX as usize);
+    }
+
+    #[test]
+    fn noise_of_a_later_draw_starts_at_the_block_after_the_one_before_it() {
+        let stream = noise(3, "polka dots", 1, 0, 24);
+        assert_eq!(noise(3, "polka dots", 1, 1, 8), stream[8..16]);
+        assert_eq!(noise(3, "polka dots", 1, 2, 8), stream[16..]);
+        assert_eq!(noise(3, "polka dots", 1, 1, 6), stream[8..14], "what is left of a block is passed over");
     }
 
     #[test]

@@ -149,11 +149,11 @@ proptest! {
 
     #[test]
     fn noise_of_fewer_values_is_the_beginning_of_more(seed in any::<u64>(), concept in ".{0,12}", index in any::<u32>(), size in 0_usize..70) {
-        let more = noise(seed, &concept, index, 80);
-        prop_assert_eq!(&noise(seed, &concept, index, size)[..], &more[..size]);
+        let more = noise(seed, &concept, index, 0, 80);
+        prop_assert_eq!(&noise(seed, &concept, index, 0, size)[..], &more[..size]);
         // The smallest uniform number, 2⁻³³, gives 6.77.
         prop_assert!(more.iter().all(|value| value.abs() < 6.8));
-        for other in [noise(seed ^ 1, &concept, index, 80), noise(seed, &format!("{concept} "), index, 80), noise(seed, &concept, index ^ 1, 80)] {
+        for other in [noise(seed ^ 1, &concept, index, 0, 80), noise(seed, &format!("{concept} "), index, 0, 80), noise(seed, &concept, index ^ 1, 0, 80)] {
             prop_assert_ne!(&other, &more);
         }
     }
@@ -169,7 +169,7 @@ proptest! {
 
 #[test]
 fn noise_is_normal() {
-    let values = noise(0, "polka dots", 0, 1 << 16);
+    let values = noise(0, "polka dots", 0, 0, 1 << 16);
     let moment = |power: i32| values.iter().map(|v| f64::from(*v).powi(power)).sum::<f64>() / values.len() as f64;
     // Five standard errors.
     let close = |found: f64, expected: f64, variance: f64| (found - expected).abs() < 5.0 * (variance / values.len() as f64).sqrt();

@@ -47,6 +47,12 @@ impl ModelFolder {
         Some(self.root.join(name))
     }
 
+    /// The file of the graph `stem`, in `onnx/` or in the folder itself: in full precision, else in half, else quantised.
+    pub fn graph(&self, what: &str, stem: &str) -> Result<PathBuf, Error> {
+        let names: Vec<String> = ["", "_fp16", "_quantized"].iter().flat_map(|kind| ["onnx/", ""].map(|place| format!("{place}{stem}{kind}.onnx"))).collect();
+        self.file(what, &names.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
     /// A JSON file's contents.
     pub fn json<T: DeserializeOwned>(&self, what: &str, name: &str) -> Result<T, Error> {
         let path = self.file(what, &[name])?;
@@ -77,7 +83,13 @@ impl ModelFolder {
         let mut files = self.used.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for name in files.clone().iter().filter(|name| name.extension().is_some_and(|ending| ending == "onnx")) {
             let beside = name.parent().unwrap_or(Path::new(""));
-            files.extend(Network::read(&self.root.join(name))?.external_files()?.into_keys().map(|external| beside.join(external)));
+            for external in Network::read(&self.root.join(name))?.external_files()?.into_keys() {
+                let external = beside.join(external);
+                if !self.root.join(&external).is_file() {
+                    return Err(Error::file(self.root.join(external), format!("no such file, and {} keeps weights in it", name.display())));
+                }
+                files.insert(external);
+            }
         }
         Ok(files)
     }

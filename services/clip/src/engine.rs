@@ -1,6 +1,6 @@
 //! The model: CLIP's two encoders, with their projections.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use dnd_mesh::{
@@ -13,12 +13,13 @@ use dnd_onnx::{
     folder::ModelFolder,
     pictures::{self, PictureLimits, Preprocessor, PreprocessorConfig},
     runtime::{self, EngineArgs},
+    tensors::{float_tensor, floats, input_kind},
     tokenizer::FixedLength,
 };
 use dnd_proto::v1::{Embedding, Model, ModelLimits};
 use ort::{
     session::{Session, SessionInputValue},
-    value::{Tensor, TensorElementType},
+    value::{DynValue, TensorElementType},
 };
 use serde::Deserialize;
 
@@ -50,14 +51,13 @@ impl Clip {
         let pre: PreprocessorConfig = folder.json("picture pre-processing", "preprocessor_config.json")?;
         let pre = pre.preprocessing().map_err(|problem| Error::file(folder.root().join("preprocessor_config.json"), problem))?;
         let pre = Preprocessor::new(&pre)?;
-        let vision = folder.file("image encoder", &["onnx/vision_model.onnx", "vision_model.onnx"])?;
-        let text = folder.file("text encoder", &["onnx/text_model.onnx", "text_model.onnx"])?;
+        let (vision, text) = encoders(&folder)?;
         let text_tokens = FixedLength::read(&folder, "", config.text_config.max_position_embeddings)?;
         let args = &args.for_model(folder.bytes()?);
-        let mut images = (0..args.session_count()).map(|_| ImageRunner::load(&vision, &pre, args)).collect::<Result<Vec<_>, _>>()?;
+        let mut images = (0..args.session_count()).map(|_| ImageRunner::load(&vision, &pre, &text_tokens, args)).collect::<Result<Vec<_>, _>>()?;
         // Texts are few and short: one session is enough for them.
         let length = text_tokens.length();
-        let mut texts = vec![TextRunner::load(&text, text_tokens.clone(), args)?];
+        let mut texts = vec![TextRunner::load(&text, text_tokens.clone(), &pre, args)?];
         for runner in &mut images {
             runner.embed(vec![0.0; runner.pre.values()], 1)?;
         }
@@ -102,18 +102,48 @@ impl Clip {
     }
 }
 
-/// A graph that gives what it was made with and not `name` lacks CLIP's projection: its vectors can't be compared across encoders.
-fn check_output(session: &Session, file: &Path, name: &str) -> Result<(), Error> {
-    if session.outputs().iter().any(|output| output.name() == name) {
-        return Ok(());
+/// The files of the image and the text encoder; both may be in one.
+fn encoders(folder: &ModelFolder) -> Result<(PathBuf, PathBuf), Error> {
+    let apart = folder.graph("image encoder", "vision_model").and_then(|vision| Ok((vision, folder.graph("text encoder", "text_model")?)));
+    apart.or_else(|missing| folder.graph("model", "model").map(|both| (both.clone(), both)).map_err(|_| missing))
+}
+
+/// One of the two encoders.
+struct Encoder {
+    session: Session,
+    output: &'static str,
+}
+
+impl Encoder {
+    /// A graph that gives what it was made with and not `output` lacks CLIP's projection: its vectors can't be compared across encoders.
+    fn load(file: &Path, output: &'static str, args: &EngineArgs) -> Result<Self, Error> {
+        let session = runtime::session(file, args)?;
+        if !session.outputs().iter().any(|found| found.name() == output) {
+            let outputs: Vec<_> = session.outputs().iter().map(|found| found.name()).collect();
+            return Err(Error::file(file, format!("no output {output} (it has {}): export the model with its projection", outputs.join(", "))));
+        }
+        Ok(Self { session, output })
     }
-    let outputs: Vec<_> = session.outputs().iter().map(|output| output.name()).collect();
-    Err(Error::file(file, format!("no output {name} (it has {}): export the model with its projection", outputs.join(", "))))
+
+    /// The type of an input that has to be there.
+    fn input(&self, file: &Path, name: &str) -> Result<TensorElementType, Error> {
+        input_kind(&self.session, name).map(|(kind, _)| kind).ok_or_else(|| Error::file(file, format!("no input named {name}")))
+    }
+
+    fn run(&mut self, inputs: Vec<(&'static str, SessionInputValue<'_>)>, count: usize) -> Result<Vec<Embedding>, Error> {
+        let outputs = self.session.run(inputs)?;
+        unit_rows(outputs.get(self.output).ok_or_else(|| Error::Run(format!("no output {}", self.output)))?, self.output, count)
+    }
+}
+
+fn pixels_tensor(kind: TensorElementType, pre: &Preprocessor, count: usize, pixels: Vec<f32>) -> Result<SessionInputValue<'static>, Error> {
+    let (height, width) = pre.size();
+    Ok(float_tensor(kind, &[count, 3, height, width], pixels)?.into())
 }
 
 /// The rows of an encoder's output, each of unit length.
-fn unit_rows(outputs: &ort::session::SessionOutputs<'_>, name: &str, count: usize) -> Result<Vec<Embedding>, Error> {
-    let (shape, values) = outputs.get(name).ok_or_else(|| Error::Run(format!("no output {name}")))?.try_extract_tensor::<f32>()?;
+fn unit_rows(output: &DynValue, name: &str, count: usize) -> Result<Vec<Embedding>, Error> {
+    let (shape, values) = floats(output)?;
     let width = match **shape {
         [n, d] if n as usize == count && d > 0 => d as usize,
         ref other => return Err(Error::Run(format!("{name} has the shape {other:?}, not [{count}, dimensions]"))),
@@ -126,24 +156,31 @@ fn unit_rows(outputs: &ort::session::SessionOutputs<'_>, name: &str, count: usiz
 }
 
 struct ImageRunner {
-    session: Session,
+    encoder: Encoder,
+    kind: TensorElementType,
     pre: Preprocessor,
+    tokens: FixedLength,
+    /// What the text encoder takes, where it is in the same graph: it then runs, too, on an empty text.
+    others: Vec<(&'static str, TensorElementType)>,
 }
 
 impl ImageRunner {
-    fn load(file: &Path, pre: &Preprocessor, args: &EngineArgs) -> Result<Self, Error> {
-        let session = runtime::session(file, args)?;
-        check_output(&session, file, "image_embeds")?;
-        Ok(Self { session, pre: pre.clone() })
+    fn load(file: &Path, pre: &Preprocessor, tokens: &FixedLength, args: &EngineArgs) -> Result<Self, Error> {
+        let encoder = Encoder::load(file, "image_embeds", args)?;
+        let kind = encoder.input(file, "pixel_values")?;
+        let others = ["input_ids", "attention_mask"].into_iter().filter_map(|name| Some((name, input_kind(&encoder.session, name)?.0))).collect();
+        Ok(Self { encoder, kind, pre: pre.clone(), tokens: tokens.clone(), others })
     }
 
     fn embed(&mut self, pixels: Vec<f32>, count: usize) -> Result<Vec<Embedding>, Error> {
         if count == 0 {
             return Ok(Vec::new());
         }
-        let (height, width) = self.pre.size();
-        let outputs = self.session.run(vec![("pixel_values", Tensor::from_array(([count, 3, height, width], pixels))?)])?;
-        unit_rows(&outputs, "image_embeds", count)
+        let mut inputs = vec![("pixel_values", pixels_tensor(self.kind, &self.pre, count, pixels)?)];
+        for &(name, kind) in &self.others {
+            inputs.push((name, ids_tensor(kind, [1, self.tokens.length()], &vec![self.tokens.end(); self.tokens.length()])?));
+        }
+        self.encoder.run(inputs, count)
     }
 }
 
@@ -169,40 +206,43 @@ impl Worker for ImageRunner {
 }
 
 struct TextRunner {
-    session: Session,
+    encoder: Encoder,
     ids: TensorElementType,
-    mask: bool,
+    mask: Option<TensorElementType>,
+    /// What the image encoder takes, where it is in the same graph: it then runs, too, on an empty picture.
+    pixels: Option<TensorElementType>,
+    pre: Preprocessor,
     tokens: FixedLength,
 }
 
 impl TextRunner {
-    fn load(file: &Path, tokens: FixedLength, args: &EngineArgs) -> Result<Self, Error> {
-        let session = runtime::session(file, args)?;
-        check_output(&session, file, "text_embeds")?;
-        let input = |name: &str| session.inputs().iter().find(|input| input.name() == name);
-        let ids = input("input_ids").and_then(|i| i.dtype().tensor_type()).ok_or_else(|| Error::file(file, "not a text encoder: no input named input_ids"))?;
-        let mask = input("attention_mask").is_some();
-        Ok(Self { session, ids, mask, tokens })
+    fn load(file: &Path, tokens: FixedLength, pre: &Preprocessor, args: &EngineArgs) -> Result<Self, Error> {
+        let encoder = Encoder::load(file, "text_embeds", args)?;
+        let ids = encoder.input(file, "input_ids")?;
+        let kind = |name: &str| input_kind(&encoder.session, name).map(|(kind, _)| kind);
+        let (mask, pixels) = (kind("attention_mask"), kind("pixel_values"));
+        Ok(Self { encoder, ids, mask, pixels, pre: pre.clone(), tokens })
     }
 
     /// Embeds texts that are `length` tokens each. What follows the end token changes nothing: the encoder looks backwards only.
     fn embed(&mut self, texts: &[Vec<u32>]) -> Result<Vec<Embedding>, Error> {
         let shape = [texts.len(), self.tokens.length()];
-        let ids: Vec<u32> = texts.concat();
-        let mut inputs: Vec<(&str, SessionInputValue<'_>)> = vec![("input_ids", ids_tensor(self.ids, shape, &ids)?)];
-        if self.mask {
-            let mask: Vec<i64> = texts.iter().flat_map(|ids| up_to_end(ids, self.tokens.end())).collect();
-            inputs.push(("attention_mask", Tensor::from_array((shape, mask))?.into()));
+        let mut inputs = vec![("input_ids", ids_tensor(self.ids, shape, &texts.concat())?)];
+        if let Some(kind) = self.mask {
+            let mask: Vec<u32> = texts.iter().flat_map(|ids| up_to_end(ids, self.tokens.end())).collect();
+            inputs.push(("attention_mask", ids_tensor(kind, shape, &mask)?));
         }
-        let outputs = self.session.run(inputs)?;
-        unit_rows(&outputs, "text_embeds", texts.len())
+        if let Some(kind) = self.pixels {
+            inputs.push(("pixel_values", pixels_tensor(kind, &self.pre, 1, vec![0.0; self.pre.values()])?));
+        }
+        self.encoder.run(inputs, texts.len())
     }
 }
 
 /// 1 for each token up to the first end token and for it, 0 after.
-fn up_to_end(ids: &[u32], end: u32) -> impl Iterator<Item = i64> {
+fn up_to_end(ids: &[u32], end: u32) -> impl Iterator<Item = u32> {
     let last = ids.iter().position(|id| *id == end).unwrap_or(ids.len());
-    (0..ids.len()).map(move |i| i64::from(i <= last))
+    (0..ids.len()).map(move |i| u32::from(i <= last))
 }
 
 impl Worker for TextRunner {

@@ -94,9 +94,13 @@ fn a_folder_that_cannot_be_right_is_refused_with_what_is_missing() {
         assert!(error.contains(missing), "{missing}: {error}");
     }
     // An encoder without the projection gives vectors that can't be compared with the other's.
-    let folder = tempfile::tempdir().unwrap();
-    copy_without(&sketch("clip"), folder.path(), &[]);
-    std::fs::copy(sketch("captioner/onnx/vision_model.onnx"), folder.path().join("onnx/vision_model.onnx")).unwrap();
-    let error = Clip::load(folder.path(), &EngineArgs::default()).err().unwrap().to_string();
-    assert!(error.contains("image_embeds") && error.contains("projection"), "{error}");
+    for (encoder, without, output) in
+        [("vision_model", "captioner/onnx/vision_model.onnx", "image_embeds"), ("text_model", "diffusion/text_encoder/model.onnx", "text_embeds")]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        copy_without(&sketch("clip"), folder.path(), &[]);
+        std::fs::copy(sketch(without), folder.path().join(format!("onnx/{encoder}.onnx"))).unwrap();
+        let error = Clip::load(folder.path(), &EngineArgs::default()).err().unwrap().to_string();
+        assert!(error.contains(encoder) && error.contains(output) && error.contains("projection"), "{error}");
+    }
 }
