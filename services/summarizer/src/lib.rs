@@ -6,5 +6,6 @@ mod chat;
 mod engine;
 mod server;
 
+pub use chat::ChatTemplate;
 pub use engine::{Question, Summarizer};
 pub use server::add_to;
