@@ -7,6 +7,7 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use dnd_activation::ActivationArgs;
+use dnd_captioner::CaptionerArgs;
 use dnd_mesh::parameters::check;
 use dnd_method::parameters::{GeneratedSubset, Parameters, Scoring, Summary, TokenSummary};
 use dnd_onnx::runtime::EngineArgs;
@@ -39,6 +40,8 @@ pub(crate) struct MeshArgs {
     pub(crate) engine: EngineArgs,
     #[command(flatten)]
     pub(crate) activation: ActivationArgs,
+    #[command(flatten)]
+    pub(crate) captioner: CaptionerArgs,
     #[command(flatten)]
     pub(crate) orchestrator: OrchestratorArgs,
 }

@@ -94,7 +94,7 @@ impl Engines {
     pub(crate) fn load(&self, suite: &Suite, args: &MeshArgs, blobs: Arc<Blobs>) -> Result<(), Error> {
         runtime::library_path()?;
         self.load_activation(args, blobs);
-        self.captioner.fill(Captioner::load(&suite.model("captioner"), &args.engine)?);
+        self.captioner.fill(Captioner::load(&suite.model("captioner"), &args.captioner, &args.engine)?);
         self.summarizer.fill(Summarizer::load(&suite.model("summarizer"), &args.engine)?);
         self.diffusion.fill(Diffusion::load(&suite.model("diffusion"), &args.engine)?);
         self.clip.fill(Clip::load(&suite.model("clip"), &args.engine)?);

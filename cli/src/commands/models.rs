@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Subcommand;
-use dnd_captioner::Captioner;
+use dnd_captioner::{Captioner, CaptionerArgs};
 use dnd_clip::Clip;
 use dnd_diffusion::Diffusion;
 use dnd_onnx::{Error, runtime::EngineArgs};
@@ -28,15 +28,17 @@ enum Command {
     Check {
         /// Folder of the suite
         dir: PathBuf,
+        #[command(flatten)]
+        captioner: CaptionerArgs,
     },
 }
 
 pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
-    let Command::Check { dir } = args.command;
-    tokio::task::spawn_blocking(move || check(&dir)).await.map_err(|_| Problem::failure("the check panicked"))?
+    let Command::Check { dir, captioner } = args.command;
+    tokio::task::spawn_blocking(move || check(&dir, &captioner)).await.map_err(|_| Problem::failure("the check panicked"))?
 }
 
-fn check(dir: &std::path::Path) -> Result<ExitCode, Problem> {
+fn check(dir: &std::path::Path, captioner: &CaptionerArgs) -> Result<ExitCode, Problem> {
     let suite = Suite::read(dir)?;
     println!("suite {} in {}", suite.name, dir.display());
     if !suite.notice.is_empty() {
@@ -47,7 +49,7 @@ fn check(dir: &std::path::Path) -> Result<ExitCode, Problem> {
     for name in MODELS {
         let folder = suite.model(name);
         let loaded: Result<Model, Error> = match name {
-            "captioner" => Captioner::load(&folder, &args).map(|model| model.model().clone()),
+            "captioner" => Captioner::load(&folder, captioner, &args).map(|model| model.model().clone()),
             "summarizer" => Summarizer::load(&folder, &args).map(|model| model.model().clone()),
             "diffusion" => Diffusion::load(&folder, &args).map(|model| model.model().clone()),
             _ => Clip::load(&folder, &args).map(|model| model.model().clone()),

@@ -33,6 +33,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     activation: dnd_activation::ActivationArgs,
     #[command(flatten)]
+    captioner: dnd_captioner::CaptionerArgs,
+    #[command(flatten)]
     orchestrator: dnd_orchestrator::OrchestratorArgs,
 }
 
@@ -41,7 +43,8 @@ pub(crate) async fn run(args: Args, log: &str) -> Result<ExitCode, Problem> {
     if !suite.notice.is_empty() {
         eprintln!("{}: {}", suite.name, suite.notice);
     }
-    let mesh = MeshArgs { models: None, endpoint: None, engine: args.engine, activation: args.activation, orchestrator: args.orchestrator };
+    let Args { engine, activation, captioner, orchestrator, .. } = args;
+    let mesh = MeshArgs { models: None, endpoint: None, engine, activation, captioner, orchestrator };
     let local = LocalMesh::new(&mesh)?;
     let serve = ServeArgs { listen: args.listen, grace: args.grace, log: log.to_owned(), port_file: args.port_file };
     let (engines, blobs) = (local.engines.clone(), local.blobs.clone());

@@ -2,7 +2,7 @@
 //!
 //! [`runtime`] finds ONNX Runtime and makes sessions; [`graph`] reads a network's file and cuts out of it what a caller asks for;
 //! [`pictures`] makes tensors of pictures, [`resize`] brings them to size; [`folder`] reads model folders in the layouts that they are published in;
-//! [`decoder`] runs text decoders with their caches; [`tokenizer`] turns texts into ids and back; [`service`] is the program around one model.
+//! [`decoder`] runs text decoders with their caches; [`tokenizer`] turns texts into ids and back; [`tensors`] casts floats; [`service`] is the program around one model.
 
 pub mod decoder;
 mod error;
@@ -12,6 +12,7 @@ pub mod pictures;
 pub mod resize;
 pub mod runtime;
 pub mod service;
+pub mod tensors;
 pub mod tokenizer;
 
 pub use error::Error;

@@ -3,17 +3,20 @@
 use std::error::Error;
 
 use clap::Parser;
-use dnd_captioner::{Captioner, add_to};
+use dnd_captioner::{Captioner, CaptionerArgs, add_to};
 use dnd_onnx::service::{self, ModelServiceArgs};
 
-/// Captions pictures over gRPC with a BLIP model in ONNX.
+/// Captions pictures over gRPC with a model in ONNX: BLIP, a vision encoder with a text decoder, or CLIP over a fixed set of concepts.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
     #[command(flatten)]
     service: ModelServiceArgs,
+    #[command(flatten)]
+    captioner: CaptionerArgs,
 }
 
 fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
-    service::run(Args::parse().service, add_to, Captioner::load)
+    let Args { service, captioner } = Args::parse();
+    service::run(service, add_to, move |folder, engine| Captioner::load(folder, &captioner, engine))
 }

@@ -1,5 +1,7 @@
 //! CaptionService over a [`Captioner`].
 
+use std::{fmt::Display, ops::RangeInclusive};
+
 use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, Slot, items, server::Services};
 use dnd_proto::v1::{
     Caption, CaptionRequest, CaptionResponse, CaptionServiceGetModelRequest, CaptionServiceGetModelResponse, caption_response,
@@ -7,11 +9,9 @@ use dnd_proto::v1::{
 };
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{Captioner, Picture};
+use crate::{Captioner, Generation, Picture};
 
-/// algorithm's defaults: BLIP base, greedy, 32 new tokens, at least 5 with the start token.
-const MAX_NEW_TOKENS: u32 = 32;
-const MIN_LENGTH: u32 = 5;
+/// Tokens of the longest caption that may be asked for.
 const LONGEST: u32 = 512;
 
 /// Adds the gRPC service of a captioner.
@@ -50,13 +50,24 @@ impl CaptionService for Server {
 }
 
 async fn caption(captioner: &Captioner, request: CaptionRequest) -> Result<Caption, Fault> {
-    let max_new_tokens = request.max_new_tokens.unwrap_or(MAX_NEW_TOKENS);
-    if !(1..=LONGEST).contains(&max_new_tokens) {
-        return Err(Fault::field("max_new_tokens", format!("{max_new_tokens}; it is 1 to {LONGEST}")));
-    }
-    let min_length = request.min_length.unwrap_or(MIN_LENGTH);
-    if min_length > LONGEST {
-        return Err(Fault::field("min_length", format!("{min_length}; it is 0 to {LONGEST}")));
-    }
-    captioner.caption(Picture { bytes: request.picture, max_new_tokens, min_length }).await
+    let usual = Generation::default();
+    let generation = Generation {
+        max_new_tokens: request.max_new_tokens.unwrap_or(usual.max_new_tokens),
+        min_length: request.min_length.unwrap_or(usual.min_length),
+        num_beams: request.num_beams.unwrap_or(usual.num_beams),
+        repetition_penalty: request.repetition_penalty.unwrap_or(usual.repetition_penalty),
+        length_penalty: request.length_penalty.unwrap_or(usual.length_penalty),
+    };
+    within("max_new_tokens", generation.max_new_tokens, 1..=LONGEST)?;
+    within("min_length", generation.min_length, 0..=LONGEST)?;
+    within("num_beams", generation.num_beams, 1..=16)?;
+    within("repetition_penalty", generation.repetition_penalty, 0.01..=100.0)?;
+    within("length_penalty", generation.length_penalty, -10.0..=10.0)?;
+    captioner.caption(Picture { bytes: request.picture, generation }).await
+}
+
+/// A NaN is within nothing.
+fn within<T: PartialOrd + Display>(field: &'static str, value: T, range: RangeInclusive<T>) -> Result<(), Fault> {
+    let (low, high) = (range.start(), range.end());
+    if range.contains(&value) { Ok(()) } else { Err(Fault::field(field, format!("{value}; it is {low} to {high}"))) }
 }

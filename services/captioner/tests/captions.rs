@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use bytes::Bytes;
-use dnd_captioner::{Captioner, add_to};
+use dnd_captioner::{Captioner, CaptionerArgs, add_to};
 use dnd_mesh::{
     Slot, fault,
     server::{InProcess, Services},
@@ -16,7 +16,7 @@ use tonic_types::StatusExt as _;
 
 fn start(batch: usize, sessions: usize) -> (InProcess, CaptionServiceClient<Channel>) {
     let args = EngineArgs::sized(batch, sessions);
-    let captioner = Captioner::load(&sketch("captioner"), &args).unwrap();
+    let captioner = Captioner::load(&sketch("captioner"), &CaptionerArgs::default(), &args).unwrap();
     let server = InProcess::start(add_to(Services::default(), Slot::filled(captioner)));
     let client = CaptionServiceClient::new(server.channel());
     (server, client)
@@ -84,7 +84,7 @@ async fn a_bad_picture_is_answered_and_the_stream_goes_on() {
 async fn the_length_of_a_caption_is_the_callers() {
     let picture = pictures(1, 3).remove(0).1;
     let (_server, mut client) = start(4, 1);
-    let request = |item_id, max_new_tokens, min_length| CaptionRequest { item_id, picture: picture.clone(), max_new_tokens, min_length };
+    let request = |item_id, max_new_tokens, min_length| CaptionRequest { item_id, picture: picture.clone(), max_new_tokens, min_length, ..Default::default() };
     let answers =
         caption(&mut client, vec![request(0, Some(3), None), request(1, Some(24), Some(24)), request(2, Some(0), None), request(3, None, Some(513))]).await;
     let Answer::Caption(short) = &answers[0] else { panic!("{answers:?}") };
@@ -116,9 +116,9 @@ fn a_folder_that_cannot_be_right_is_refused_with_what_is_missing() {
     for missing in ["config.json", "preprocessor_config.json", "tokenizer.json", "onnx/vision_model.onnx", "onnx/text_decoder_model.onnx"] {
         let folder = tempfile::tempdir().unwrap();
         copy_without(&sketch("captioner"), folder.path(), &[missing]);
-        let error = Captioner::load(folder.path(), &EngineArgs::default()).err().expect(missing).to_string();
+        let error = Captioner::load(folder.path(), &CaptionerArgs::default(), &EngineArgs::default()).err().expect(missing).to_string();
         assert!(error.contains(missing), "{missing}: {error}");
     }
-    let error = Captioner::load(&sketch("clip"), &EngineArgs::default()).err().unwrap().to_string();
+    let error = Captioner::load(&sketch("clip"), &CaptionerArgs::default(), &EngineArgs::default()).err().unwrap().to_string();
     assert!(error.contains("config.json") && error.contains("clip"), "{error}");
 }

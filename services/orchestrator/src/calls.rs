@@ -216,6 +216,7 @@ impl Calls {
                     picture: self.picture(&digest).await?,
                     max_new_tokens: Some(self.parameters.caption_max_new_tokens),
                     min_length: Some(self.parameters.caption_min_length),
+                    ..Default::default()
                 })
             };
             let call = |requests| {

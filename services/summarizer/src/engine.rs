@@ -7,7 +7,13 @@ use dnd_mesh::{
     batch::{Batcher, Limits, Stop, Worker},
 };
 use dnd_method::{draw, prompts::Message};
-use dnd_onnx::{Error, decoder::Decoder, folder::ModelFolder, runtime::EngineArgs, tokenizer::Tokenizer};
+use dnd_onnx::{
+    Error,
+    decoder::{Decoder, Names},
+    folder::ModelFolder,
+    runtime::EngineArgs,
+    tokenizer::Tokenizer,
+};
 use dnd_proto::v1::{Answer, Model, ModelLimits};
 use serde::Deserialize;
 
@@ -76,8 +82,9 @@ impl Summarizer {
         };
         let longest = config.max_position_embeddings.unwrap_or(2048);
         let args = &args.for_model(folder.bytes()?);
-        let mut runners =
-            (0..args.session_count()).map(|_| Ok(Runner { decoder: Decoder::load(&file, args)?, ends: ends.clone() })).collect::<Result<Vec<_>, Error>>()?;
+        let mut runners = (0..args.session_count())
+            .map(|_| Ok(Runner { decoder: Decoder::load(&file, &Names::default(), args)?, ends: ends.clone() }))
+            .collect::<Result<Vec<_>, Error>>()?;
         for runner in &mut runners {
             runner
                 .generate(&[Prompt { tokens: vec![0, 0], text: String::new(), seed: 0, attempt: 0, temperature: 0.0, max_new_tokens: 1 }], &Stop::default())?;
