@@ -11,9 +11,10 @@ import sys
 
 import jinja2
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
+import texts
 from asking import ROOT, Messages, simplify, summarize, summarize_again
 
 SUMMARIZER = ROOT / "services/summarizer/tests"
@@ -80,8 +81,31 @@ def templates() -> None:
     write("templates.json", cases)
 
 
+# Tokenizers.
+
+
+def tokenizers() -> None:
+    """Digests of each hundred of the texts: ids with and without special tokens, and the ids as text again."""
+    folder = ROOT / "crates/onnx/tests/goldens/tokenizers"
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = texts.texts()
+    (folder / "texts.json").write_text(json.dumps(lines, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+    cases = []
+    # What CLIP's ids mean is never asked.
+    for name, decodes in (("captioner", [False, True]), ("clip", []), ("summarizer", [False, True])):
+        tokenizer = AutoTokenizer.from_pretrained(ROOT / "models/sketch" / name)
+        tokenizer.model_max_length = 10**6
+        made = {"plain": [tokenizer(line, add_special_tokens=False).input_ids for line in lines], "special": [tokenizer(line).input_ids for line in lines]}
+        for clean_up in decodes:
+            tokenizer.clean_up_tokenization_spaces = clean_up
+            made["cleaned_up" if clean_up else "decoded"] = [tokenizer.decode(ids, skip_special_tokens=True) for ids in made["special"]]
+        cases.append({"model": name} | {k: [texts.digest(v[i : i + 100]) for i in range(0, len(lines), 100)] for k, v in made.items()})
+    (folder / "digests.json").write_text(json.dumps(cases, indent=1) + "\n")
+    print(f"texts.json: {(folder / 'texts.json').stat().st_size} bytes")
+
+
 def main(parts: list[str]) -> None:
-    known = {"templates": templates}
+    known = {"templates": templates, "tokenizers": tokenizers}
     for part in parts or known:
         known[part]()
 
