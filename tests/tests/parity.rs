@@ -6,7 +6,7 @@ use std::{fs, path::Path, sync::LazyLock};
 use dnd_captioner::{Captioner, Picture};
 use dnd_method::{draw, prompts};
 use dnd_onnx::{folder::ModelFolder, runtime::EngineArgs};
-use dnd_summarizer::chat::ChatTemplate;
+use dnd_summarizer::ChatTemplate;
 use dnd_testing::sketch;
 use dnd_tests::dnd;
 use serde::Deserialize;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde::Deserialize;
-use tokenizers::Tokenizer as Inner;
+use tokenizers::{ModelWrapper, Tokenizer as Inner};
 
 use crate::{
     Error,
@@ -12,31 +12,67 @@ use crate::{
 
 /// A tokenizer as `tokenizer.json` describes it, without the padding and cutting that the file may ask for: callers say those.
 #[derive(Debug, Clone)]
-pub struct Tokenizer(Inner);
+pub struct Tokenizer {
+    inner: Inner,
+    /// Whether [`Tokenizer::decode`] takes out the spaces before punctuation and in contractions.
+    clean_up: bool,
+}
+
+#[derive(Default, Deserialize)]
+struct Decoding {
+    #[serde(default)]
+    clean_up_tokenization_spaces: bool,
+}
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`.
+    /// The tokenizer under `prefix` of a model's folder: `tokenizer.json`, and what `tokenizer_config.json`, where there is one, says of decoding.
+    pub fn of(folder: &ModelFolder, prefix: &str) -> Result<Self, Error> {
+        let Some(path) = folder.optional(&[&format!("{prefix}tokenizer.json")]) else {
+            let problem = format!(
+                "no tokenizer: looked for {prefix}tokenizer.json. transformers makes it of vocab.json and merges.txt, vocab.txt or tokenizer.model: \
+                 AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            );
+            return Err(Error::file(folder.root(), problem));
+        };
+        let mut tokenizer = Self::read(&path)?;
+        if let Some(config) = folder.optional(&[&format!("{prefix}tokenizer_config.json")]) {
+            let decoding: Decoding = read_json(&config)?;
+            // As transformers has it: a BPE says itself where its spaces are.
+            tokenizer.clean_up = decoding.clean_up_tokenization_spaces && !matches!(tokenizer.inner.get_model(), ModelWrapper::BPE(_));
+        }
+        Ok(tokenizer)
+    }
+
+    /// Reads a `tokenizer.json` alone.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let mut inner = Inner::from_file(path).map_err(|e| Error::file(path, e.to_string()))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::file(path, e.to_string()))?;
-        Ok(Self(inner))
+        Ok(Self { inner, clean_up: false })
     }
 
     /// The ids of a text; `special` adds the tokens that the post-processor puts around it.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, Error> {
-        self.0.encode_fast(text, special).map(|encoding| encoding.get_ids().to_vec()).map_err(|e| Error::Run(format!("the tokenizer: {e}")))
+        self.inner.encode_fast(text, special).map(|encoding| encoding.get_ids().to_vec()).map_err(|e| Error::Run(format!("the tokenizer: {e}")))
     }
 
     /// The text of ids, special tokens left out.
     pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
-        self.0.decode(ids, true).map_err(|e| Error::Run(format!("the tokenizer: {e}")))
+        let text = self.inner.decode(ids, true).map_err(|e| Error::Run(format!("the tokenizer: {e}")))?;
+        Ok(if self.clean_up { clean_up(text) } else { text })
     }
 
     /// The id of a token.
     pub fn id(&self, token: &str) -> Option<u32> {
-        self.0.token_to_id(token)
+        self.inner.token_to_id(token)
     }
+}
+
+/// What transformers' `clean_up_tokenization` replaces, in its order.
+fn clean_up(text: String) -> String {
+    const SPACED: [(&str, &str); 10] =
+        [(" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")];
+    SPACED.iter().fold(text, |text, (spaced, joined)| text.replace(spaced, joined))
 }
 
 /// A tokenizer for texts of one length, as CLIP's text encoders take them: longer texts are cut with the end token kept, shorter ones are padded.
@@ -81,7 +117,7 @@ impl FixedLength {
     /// Of the files `tokenizer.json` and `tokenizer_config.json` under `prefix` of a model's folder. The length is the encoder's if its configuration says
     /// one, else the tokenizer's, else CLIP's 77.
     pub fn read(folder: &ModelFolder, prefix: &str, length: Option<usize>) -> Result<Self, Error> {
-        let tokenizer = Tokenizer::read(&folder.file("tokenizer", &[&format!("{prefix}tokenizer.json")])?)?;
+        let tokenizer = Tokenizer::of(folder, prefix)?;
         let path = folder.file("tokenizer configuration", &[&format!("{prefix}tokenizer_config.json")])?;
         let config: Config = read_json(&path)?;
         let id = |token: &SpecialToken| tokenizer.id(token.text()).ok_or_else(|| Error::file(&path, format!("{:?} is not in the vocabulary", token.text())));

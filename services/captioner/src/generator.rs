@@ -157,7 +157,7 @@ impl Generator {
                 (graph(folder, "image encoder", "encoder_model")?, decoder)
             }
         };
-        let tokenizer = Tokenizer::read(&folder.file("tokenizer", &["tokenizer.json"])?)?;
+        let tokenizer = Tokenizer::of(&folder, "")?;
         let args = &args.for_model(folder.bytes()?);
         let mut generators = (0..args.session_count())
             .map(|_| {

@@ -69,7 +69,7 @@ impl Summarizer {
         let folder = ModelFolder::open(folder)?;
         let config: Config = folder.json("configuration", "config.json")?;
         let file = folder.file("language model", &["onnx/model.onnx", "model.onnx"])?;
-        let tokenizer = Tokenizer::read(&folder.file("tokenizer", &["tokenizer.json"])?)?;
+        let tokenizer = Tokenizer::of(&folder, "")?;
         let chat = ChatTemplate::read(&folder)?;
         let generation: Option<GenerationConfig> = match folder.optional(&["generation_config.json"]) {
             Some(_) => Some(folder.json("generation configuration", "generation_config.json")?),
