@@ -34,6 +34,8 @@ pub(crate) struct Args {
     activation: dnd_activation::ActivationArgs,
     #[command(flatten)]
     orchestrator: dnd_orchestrator::OrchestratorArgs,
+    #[command(flatten)]
+    llm: dnd_summarizer::LlmArgs,
 }
 
 pub(crate) async fn run(args: Args, log: &str) -> Result<ExitCode, Problem> {
@@ -41,7 +43,7 @@ pub(crate) async fn run(args: Args, log: &str) -> Result<ExitCode, Problem> {
     if !suite.notice.is_empty() {
         eprintln!("{}: {}", suite.name, suite.notice);
     }
-    let mesh = MeshArgs { models: None, endpoint: None, engine: args.engine, activation: args.activation, orchestrator: args.orchestrator };
+    let mesh = MeshArgs { models: None, endpoint: None, engine: args.engine, activation: args.activation, orchestrator: args.orchestrator, llm: args.llm };
     let local = LocalMesh::new(&mesh)?;
     let serve = ServeArgs { listen: args.listen, grace: args.grace, log: log.to_owned(), port_file: args.port_file };
     let (engines, blobs) = (local.engines.clone(), local.blobs.clone());
