@@ -13,6 +13,7 @@ use dnd_method::parameters::{GeneratedSubset, Parameters, Scoring, Summary, Toke
 use dnd_onnx::runtime::EngineArgs;
 use dnd_orchestrator::OrchestratorArgs;
 use dnd_proto::v1::{DataFormat, FixedInput, Preprocessing, Resampling, ResizeMode, TargetOptions};
+use dnd_summarizer::LlmArgs;
 use serde::de::{DeserializeOwned, IntoDeserializer, value};
 
 use crate::problem::Problem;
@@ -131,7 +132,7 @@ pub(crate) struct MeshArgs {
     /// Folder of the model suite; needed unless --endpoint is given
     #[arg(long, env = "DND_MODELS", value_name = "DIR")]
     pub(crate) models: Option<PathBuf>,
-    /// An orchestrator to ask, such as http://localhost:50051, whatever --models says; by default the mesh runs in this process
+    /// An orchestrator to ask, such as http://localhost:50051, whatever --models and --llm-url say; by default the mesh runs in this process
     #[arg(long, env = "DND_ENDPOINT", value_name = "URL")]
     pub(crate) endpoint: Option<String>,
     #[command(flatten)]
@@ -142,6 +143,8 @@ pub(crate) struct MeshArgs {
     pub(crate) captioner: CaptionerArgs,
     #[command(flatten)]
     pub(crate) orchestrator: OrchestratorArgs,
+    #[command(flatten)]
+    pub(crate) llm: LlmArgs,
 }
 
 /// The method's constants; those that are not set have the paper's values. A configuration file has the same names as keys.

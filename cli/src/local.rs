@@ -11,11 +11,11 @@ use dnd_captioner::Captioner;
 use dnd_clip::Clip;
 use dnd_diffusion::Diffusion;
 use dnd_mesh::{
-    Slot,
+    Fault, Slot,
     blobs::{self, Blobs},
     server::{InProcess, Services},
 };
-use dnd_onnx::{Error, folder, runtime};
+use dnd_onnx::{folder, runtime};
 use dnd_orchestrator::Models;
 use dnd_summarizer::Summarizer;
 use serde::Deserialize;
@@ -91,11 +91,11 @@ pub(crate) struct Engines {
 
 impl Engines {
     /// Loads everything. Blocking.
-    pub(crate) fn load(&self, suite: &Suite, args: &MeshArgs, blobs: Arc<Blobs>) -> Result<(), Error> {
+    pub(crate) fn load(&self, suite: &Suite, args: &MeshArgs, blobs: Arc<Blobs>) -> Result<(), Fault> {
         runtime::library_path()?;
         self.load_activation(args, blobs);
         self.captioner.fill(Captioner::load(&suite.model("captioner"), &args.captioner, &args.engine)?);
-        self.summarizer.fill(Summarizer::load(&suite.model("summarizer"), &args.engine)?);
+        self.summarizer.fill(Summarizer::open(&suite.model("summarizer"), &args.engine, &args.llm)?);
         self.diffusion.fill(Diffusion::load(&suite.model("diffusion"), &args.engine)?);
         self.clip.fill(Clip::load(&suite.model("clip"), &args.engine)?);
         Ok(())

@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use dnd_mesh::parameters::to_message;
 use dnd_method::parameters::Parameters;
-use dnd_proto::v1::{DissectRequest, JobDone, LayerUnits, OnDisconnect, ProbingSet, Stage, StageTime, Target, UnitResult, dissect_response::Event};
+use dnd_proto::v1::{DissectRequest, JobDone, LayerUnits, OnDisconnect, ProbingSet, Stage, StageTime, Target, UnitResult, Usage, dissect_response::Event};
 
 use crate::{
     args::{MeshArgs, Settings, TargetArgs, units},
@@ -114,7 +114,12 @@ pub(crate) async fn dissect(mut mesh: Mesh, request: DissectRequest, mut folder:
             Ok(Ran { folder, mesh, interrupted: done.cancelled })
         }
         Some(Err(problem)) => {
-            folder.finish(None)?;
+            if folder.has_begun() {
+                folder.warn(problem.to_string());
+                folder.finish(None)?;
+                print(&folder);
+                eprintln!("dnd: the job has stopped; what was finished is in {}", folder.root().display());
+            }
             Err(problem)
         }
         None if !folder.has_begun() => Err(Problem::interrupted()),
@@ -138,7 +143,10 @@ async fn follow(request: DissectRequest, mesh: &mut Mesh, folder: &mut Folder, w
                 }
                 folder.accepted(accepted)?;
             }
-            Some(Event::Progress(progress)) => watch.progress(&progress),
+            Some(Event::Progress(progress)) => {
+                watch.progress(&progress);
+                folder.used(progress.usage);
+            }
             Some(Event::Skipped(skipped)) => {
                 watch.say(&format!("skipped {}: {}", skipped.path, skipped.reason));
                 folder.skipped(skipped);
@@ -157,21 +165,32 @@ async fn follow(request: DissectRequest, mesh: &mut Mesh, folder: &mut Folder, w
 }
 
 /// Prints the labels and where everything is.
-fn summarise(folder: &Folder, interrupted: bool) -> Result<ExitCode, Problem> {
+fn print(folder: &Folder) {
     let width = folder.units().iter().map(|unit| unit.layer.len()).max().unwrap_or(5).max(5);
     println!("{:<width$}  {:>5}  {:<40}  {:>8}", "layer", "unit", "label", "score");
     for unit in folder.units() {
         println!("{:<width$}  {:>5}  {}", unit.layer, unit.unit, outcome(unit));
     }
-    let count = |state: &str| folder.units().iter().filter(|unit| out::state(unit) == state).count();
-    let (labelled, dead, failed) = (count("labelled"), count("dead"), count("failed"));
+    let [labelled, dead, failed] = ["labelled", "dead", "failed"].map(|state| count(folder, state));
     println!("{labelled} labelled, {dead} dead, {failed} failed; {} pictures skipped", folder.skipped_count());
+    if let Some(usage) = folder.usage() {
+        println!("language model  {}", out::spent(usage));
+    }
     println!("report  {}", folder.root().join("report.html").display());
+}
+
+fn count(folder: &Folder, state: &str) -> usize {
+    folder.units().iter().filter(|unit| out::state(unit) == state).count()
+}
+
+/// Prints what there is, and says how the command ended.
+fn summarise(folder: &Folder, interrupted: bool) -> Result<ExitCode, Problem> {
+    print(folder);
     if interrupted {
         eprintln!("dnd: interrupted: what was finished is in {}", folder.root().display());
         return Ok(ExitCode::from(INTERRUPTED));
     }
-    if failed > 0 && labelled == 0 {
+    if count(folder, "failed") > 0 && count(folder, "labelled") == 0 {
         return Err(Problem::failure(format!("no unit got a label; {} says why", folder.root().join("results.csv").display())));
     }
     Ok(ExitCode::SUCCESS)
@@ -225,6 +244,13 @@ async fn dry_run(args: &MeshArgs, target: &TargetFile, layers: Vec<LayerUnits>, 
         duration(labelling)
     );
     println!("space   at most {:.1} MB in --out", space / 1e6);
+    if let Some(usage) = folder.usage() {
+        let all = |tokens: u64| (tokens as f64 * count as f64 / tried).ceil() as u64;
+        let Usage { calls, prompt_tokens, answer_tokens, cost } = *usage;
+        let cost = cost.map(|cost| cost * count as f64 / tried);
+        let usage = Usage { calls: all(calls), prompt_tokens: all(prompt_tokens), answer_tokens: all(answer_tokens), cost };
+        println!("asking  about {}", out::spent(&usage));
+    }
     Ok(ExitCode::SUCCESS)
 }
 

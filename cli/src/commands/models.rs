@@ -1,21 +1,16 @@
-//! `dnd models`: looking at model folders.
+//! `dnd models`: fetching models, and looking at their folders.
+
+mod check;
+mod pull;
 
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Subcommand;
-use dnd_captioner::{Captioner, CaptionerArgs};
-use dnd_clip::Clip;
-use dnd_diffusion::Diffusion;
-use dnd_onnx::{Error, runtime::EngineArgs};
-use dnd_proto::v1::Model;
-use dnd_summarizer::Summarizer;
+use dnd_captioner::CaptionerArgs;
 
-use crate::{
-    local::{MODELS, Suite},
-    problem::Problem,
-};
+use crate::problem::Problem;
 
-/// Looks at model folders.
+/// Fetches models, and looks at their folders.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -24,46 +19,20 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Load each model of a suite, run it once, and say what it is or what is wrong with it
+    /// Say what a folder is: load each model of a suite, or a single model, run it once, and say all that is missing or would be refused, and why
     Check {
-        /// Folder of the suite
+        /// Folder of the suite, or of one model
         dir: PathBuf,
         #[command(flatten)]
         captioner: CaptionerArgs,
     },
+    /// Fetch the models of a manifest into a suite; what is broken off goes on where it was
+    Pull(pull::Args),
 }
 
 pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
-    let Command::Check { dir, captioner } = args.command;
-    tokio::task::spawn_blocking(move || check(&dir, &captioner)).await.map_err(|_| Problem::failure("the check panicked"))?
-}
-
-fn check(dir: &std::path::Path, captioner: &CaptionerArgs) -> Result<ExitCode, Problem> {
-    let suite = Suite::read(dir)?;
-    println!("suite {} in {}", suite.name, dir.display());
-    if !suite.notice.is_empty() {
-        println!("notice: {}", suite.notice);
+    match args.command {
+        Command::Check { dir, captioner } => tokio::task::spawn_blocking(move || check::check(&dir, &captioner)).await.map_err(|_| Problem::failure("the check panicked"))?,
+        Command::Pull(args) => pull::run(args).await,
     }
-    let args = EngineArgs::one_session();
-    let mut wrong = 0;
-    for name in MODELS {
-        let folder = suite.model(name);
-        let loaded: Result<Model, Error> = match name {
-            "captioner" => Captioner::load(&folder, captioner, &args).map(|model| model.model().clone()),
-            "summarizer" => Summarizer::load(&folder, &args).map(|model| model.model().clone()),
-            "diffusion" => Diffusion::load(&folder, &args).map(|model| model.model().clone()),
-            _ => Clip::load(&folder, &args).map(|model| model.model().clone()),
-        };
-        match loaded {
-            Ok(model) => println!("  {name:<10} ok     {}, {}, sha256 {}", model.layout, model.engine, &model.digest[..12.min(model.digest.len())]),
-            Err(error) => {
-                wrong += 1;
-                println!("  {name:<10} WRONG  {error}");
-            }
-        }
-    }
-    if wrong == 0 {
-        return Ok(ExitCode::SUCCESS);
-    }
-    Err(Problem::input(format!("{}: {wrong} of {} models can't be used", dir.display(), MODELS.len())))
 }

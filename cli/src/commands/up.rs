@@ -36,6 +36,8 @@ pub(crate) struct Args {
     captioner: dnd_captioner::CaptionerArgs,
     #[command(flatten)]
     orchestrator: dnd_orchestrator::OrchestratorArgs,
+    #[command(flatten)]
+    llm: dnd_summarizer::LlmArgs,
 }
 
 pub(crate) async fn run(args: Args, log: &str) -> Result<ExitCode, Problem> {
@@ -43,8 +45,8 @@ pub(crate) async fn run(args: Args, log: &str) -> Result<ExitCode, Problem> {
     if !suite.notice.is_empty() {
         eprintln!("{}: {}", suite.name, suite.notice);
     }
-    let Args { engine, activation, captioner, orchestrator, .. } = args;
-    let mesh = MeshArgs { models: None, endpoint: None, engine, activation, captioner, orchestrator };
+    let Args { engine, activation, captioner, orchestrator, llm, .. } = args;
+    let mesh = MeshArgs { models: None, endpoint: None, engine, activation, captioner, orchestrator, llm };
     let local = LocalMesh::new(&mesh)?;
     let serve = ServeArgs { listen: args.listen, grace: args.grace, log: log.to_owned(), port_file: args.port_file };
     let (engines, blobs) = (local.engines.clone(), local.blobs.clone());

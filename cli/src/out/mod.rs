@@ -12,7 +12,7 @@ use std::{
 
 use dnd_mesh::blobs;
 use dnd_proto::v1::{
-    GetPicturesRequest, JobAccepted, JobDone, Provenance, SkippedPicture, UnitResult, UnitState, get_pictures_response::Result as Got,
+    GetPicturesRequest, JobAccepted, JobDone, Provenance, SkippedPicture, UnitResult, UnitState, Usage, get_pictures_response::Result as Got,
     picture_service_client::PictureServiceClient,
 };
 use serde::Serialize;
@@ -39,6 +39,7 @@ pub(crate) struct Folder {
     pictures: HashSet<String>,
     accepted: Option<JobAccepted>,
     warnings: Vec<String>,
+    usage: Option<Usage>,
     started: SystemTime,
 }
 
@@ -61,6 +62,18 @@ struct Run<'r> {
     /// Only where the job came to its end.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     stages: BTreeMap<&'static str, StageRun>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<UsageRun>,
+}
+
+/// What a language model behind an HTTP endpoint was asked.
+#[derive(Serialize)]
+struct UsageRun {
+    calls: u64,
+    prompt_tokens: u64,
+    answer_tokens: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cost: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -88,6 +101,7 @@ impl Folder {
             pictures: HashSet::new(),
             accepted: None,
             warnings: Vec::new(),
+            usage: None,
             started: SystemTime::now(),
         })
     }
@@ -123,6 +137,20 @@ impl Folder {
 
     pub(crate) fn skipped_count(&self) -> usize {
         self.skipped.len()
+    }
+
+    /// Something that the person who reads the results should know.
+    pub(crate) fn warn(&mut self, warning: String) {
+        self.warnings.push(warning);
+    }
+
+    /// What a language model behind an HTTP endpoint was asked so far.
+    pub(crate) fn used(&mut self, usage: Option<Usage>) {
+        self.usage = usage.or(self.usage);
+    }
+
+    pub(crate) fn usage(&self) -> Option<&Usage> {
+        self.usage.as_ref()
     }
 
     /// Keeps a finished unit: its pictures first, then its line.
@@ -195,9 +223,11 @@ impl Folder {
                 .flat_map(|done| &done.times)
                 .map(|time| (watch::name(time.stage()), StageRun { seconds: time.seconds, calls: time.calls, reused: time.reused }))
                 .collect(),
+            usage: self.usage.map(|Usage { calls, prompt_tokens, answer_tokens, cost }| UsageRun { calls, prompt_tokens, answer_tokens, cost }),
         };
         write_whole(&self.root.join(RUN), |file| Ok(serde_json::to_writer_pretty(file, &run)?))?;
-        let report = report::render(&self.units, &self.root.join(PICTURES_FOLDER), &notices, provenance, &warnings, self.skipped.len())?;
+        let asked = self.usage.as_ref().map(spent);
+        let report = report::render(&self.units, &self.root.join(PICTURES_FOLDER), &notices, provenance, &warnings, self.skipped.len(), asked)?;
         write_whole(&self.root.join(REPORT), |file| file.write_all(report.as_bytes()))
     }
 
@@ -240,6 +270,13 @@ pub(crate) fn state(unit: &UnitResult) -> &'static str {
         UnitState::Dead => "dead",
         UnitState::Failed => "failed",
     }
+}
+
+/// What a language model was asked, in a few words.
+pub(crate) fn spent(usage: &Usage) -> String {
+    let Usage { calls, prompt_tokens, answer_tokens, cost } = usage;
+    let cost = cost.map(|cost| format!(", cost {cost:.4}")).unwrap_or_default();
+    format!("{calls} answers, {prompt_tokens} tokens of prompts, {answer_tokens} of answers{cost}")
 }
 
 /// What the authors of the models want their users to be told.

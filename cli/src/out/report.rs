@@ -28,6 +28,8 @@ struct Report<'r> {
     notices: &'r [&'r str],
     warnings: &'r [String],
     skipped: usize,
+    /// What a language model behind an HTTP endpoint was asked.
+    asked: Option<String>,
     models: Vec<(&'static str, String)>,
     parameters: String,
     units: Vec<Unit<'r>>,
@@ -98,6 +100,7 @@ pub(super) fn render(
     provenance: Option<&Provenance>,
     warnings: &[String],
     skipped: usize,
+    asked: Option<String>,
 ) -> Result<String, Problem> {
     let mut album = Album { folder: pictures, thumbnails: Vec::new(), known: BTreeMap::new() };
     let count = |wanted: &str| units.iter().filter(|unit| state(unit) == wanted).count();
@@ -109,6 +112,7 @@ pub(super) fn render(
         notices,
         warnings,
         skipped,
+        asked,
         models: models(provenance),
         parameters: provenance.and_then(|p| p.parameters.as_ref()).and_then(|p| serde_json::to_string_pretty(p).ok()).unwrap_or_default(),
         units: shown,

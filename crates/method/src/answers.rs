@@ -9,7 +9,7 @@ pub const NO_CONCEPT: &str = "no_concept";
 
 /// Nothing was left of the answers, or of the caller's candidates; see [`NO_CONCEPT`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("no candidate concept: every answer was empty")]
+#[error("no candidate concept: every answer was empty or could not be used")]
 pub struct NoConcept;
 
 /// What to do with a summary.

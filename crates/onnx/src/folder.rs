@@ -138,6 +138,11 @@ fn without_pythons_numbers(text: &str) -> String {
     json
 }
 
+/// Lower-case hex SHA-256 of a file.
+pub fn digest(path: &Path) -> io::Result<String> {
+    sha256(path).map(|digest| dnd_mesh::blobs::hex(&digest))
+}
+
 fn sha256(path: &Path) -> io::Result<[u8; 32]> {
     let mut file = File::open(path)?;
     let mut hasher = Sha256::new();

@@ -1,13 +1,16 @@
 //! What the steps ask of the models. Every pure call is made once a job, whichever units need it.
 
-use std::{future::ready, sync::Arc};
+use std::{
+    future::ready,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use bytes::Bytes;
-use dnd_mesh::{blobs::Blobs, fault, parameters};
+use dnd_mesh::{Fault, blobs::Blobs, fault, parameters};
 use dnd_method::{embedding::Embedding, parameters::Parameters};
 use dnd_proto::v1::{
     self as proto, ActivatePicture, ActivateRequest, ActivateSetup, Answer, CaptionRequest, CropRequest, EmbedImagesRequest, EmbedTextsRequest,
-    GenerateRequest, LayerUnits, ProbingSet, ReadPicturesRequest, Sampling, SimplifyRequest, Stage, SummarizeRequest, Target, TopPicture, activate_request,
+    GenerateRequest, LayerUnits, ProbingSet, ReadPicturesRequest, Sampling, SimplifyRequest, Stage, SummarizeRequest, Target, TopPicture, Usage, activate_request,
     activate_response, caption_response, crop_response, embed_images_response, embed_texts_response, generate_response, read_pictures_response,
     simplify_response, summarize_response,
 };
@@ -34,6 +37,8 @@ const RETRY_AT_LAST_AFTER: Duration = Duration::from_secs(8);
 const KEPT: usize = 1_000_000;
 const KEPT_EMBEDDINGS: usize = 50_000;
 const KEPT_ACTIVATIONS: usize = 1 << 26;
+/// Reasons of the summarizer's that every further question would be answered with, too.
+const ENDS_THE_JOB: [&str; 4] = ["LLM_BUDGET", "LLM_KEY", "LLM_NOT_FOUND", "LLM_QUOTA"];
 
 /// The calls of one job.
 pub(crate) struct Calls {
@@ -46,7 +51,7 @@ pub(crate) struct Calls {
     layers: Vec<LayerUnits>,
     originals: Memo<u64, String>,
     captions: Memo<String, String>,
-    simplified: Memo<String, String>,
+    simplified: Memo<String, Said>,
     drawings: Memo<(String, u32), Drawing>,
     activations: Memo<String, Arc<[f32]>>,
     images: Memo<String, Arc<Embedding>>,
@@ -58,6 +63,25 @@ pub(crate) struct Calls {
 pub(crate) enum Drawing {
     Picture(String),
     Unusable(String),
+}
+
+/// What the language model said: a text, or, in a sentence, why what it said can't be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Said {
+    Text(String),
+    Unusable(String),
+}
+
+impl Said {
+    fn of(answer: Answer) -> Self {
+        let Answer { text, cut_off, refused, .. } = answer;
+        match (refused, cut_off) {
+            (true, _) => Self::Unusable(format!("the model refused to answer: {text:?}")),
+            (_, true) => Self::Unusable(format!("the answer was cut off: {text:?}")),
+            _ if text.trim().is_empty() => Self::Unusable("the answer was empty".to_owned()),
+            _ => Self::Text(text),
+        }
+    }
 }
 
 /// An attention crop, kept.
@@ -236,24 +260,27 @@ impl Calls {
         Sampling { seed: Some(seed), temperature: Some(temperature), max_new_tokens: Some(answer_max_new_tokens) }
     }
 
-    /// Captions simplified by prompt 1.
-    pub(crate) async fn simplified(&self, captions: &[String]) -> Results<String> {
+    /// Captions simplified by prompt 1, and what it took to ask about those that nobody had asked about.
+    pub(crate) async fn simplified(&self, captions: &[String]) -> (Results<Said>, Option<Usage>) {
+        let meter = &Meter::default();
         let make = |wanted: Vec<String>| async move {
             let request = |item_id: u64, caption: String| ready(Ok(SimplifyRequest { item_id, caption, sampling: Some(self.sampling()) }));
             let call = |requests| {
                 let mut client = self.models.summarizer.clone();
                 async move { client.simplify(requests).await }
             };
-            let read =
-                |answer: proto::SimplifyResponse| ready((answer.item_id, answered!(answer.result, simplify_response, Answer(Answer { text, .. }) => Ok(text))));
+            let read = |answer: proto::SimplifyResponse| {
+                ready((answer.item_id, answered!(answer.result, simplify_response, Answer(answer) => Ok(meter.read(answer)))))
+            };
             each("summarizer", &wanted, request, call, read).await
         };
         let found = self.simplified.get(captions, make).await;
-        self.note(Stage::Summarize, found)
+        (self.note(Stage::Summarize, found), meter.usage())
     }
 
-    /// Summaries by prompt 2 of lists of descriptions, each with the number of its attempt; not kept, since no two units ask alike.
-    pub(crate) async fn summaries(&self, asked: Vec<(u32, Vec<String>)>, without_examples: bool) -> Results<String> {
+    /// Summaries by prompt 2 of lists of descriptions, each with the number of its attempt, and what they took; not kept, since no two units ask alike.
+    pub(crate) async fn summaries(&self, asked: Vec<(u32, Vec<String>)>, without_examples: bool) -> (Results<Said>, Option<Usage>) {
+        let meter = &Meter::default();
         let request = |item_id: u64, (attempt, descriptions): (u32, Vec<String>)| {
             ready(Ok(SummarizeRequest { item_id, descriptions, attempt, without_examples, sampling: Some(self.sampling()) }))
         };
@@ -261,10 +288,11 @@ impl Calls {
             let mut client = self.models.summarizer.clone();
             async move { client.summarize(requests).await }
         };
-        let read =
-            |answer: proto::SummarizeResponse| ready((answer.item_id, answered!(answer.result, summarize_response, Answer(Answer { text, .. }) => Ok(text))));
+        let read = |answer: proto::SummarizeResponse| {
+            ready((answer.item_id, answered!(answer.result, summarize_response, Answer(answer) => Ok(meter.read(answer)))))
+        };
         self.progress.calls(Stage::Summarize, asked.len() as u64, 0);
-        each("summarizer", &asked, request, call, read).await
+        (each("summarizer", &asked, request, call, read).await, meter.usage())
     }
 
     /// Pictures drawn of concepts: picture `index` of each, kept.
@@ -410,6 +438,23 @@ impl Calls {
     }
 }
 
+/// Adds up what answers took.
+#[derive(Debug, Default)]
+struct Meter(Mutex<Option<Usage>>);
+
+impl Meter {
+    fn read(&self, answer: Answer) -> Said {
+        if let Some(usage) = &answer.usage {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Usage::default).add(usage);
+        }
+        Said::of(answer)
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 fn embedding_of(embedding: &proto::Embedding) -> Result<Arc<Embedding>, Failure> {
     Embedding::new(&embedding.values).map(Arc::new).map_err(|e| Failure::new("embedding", e.to_string()))
 }
@@ -528,9 +573,10 @@ impl Failure {
     /// Of one item of a stream.
     fn item(status: &tonic_types::Status) -> Self {
         let status = fault::item_status(status);
+        let ends_the_job = fault::reason_of(&status).filter(|reason| ENDS_THE_JOB.contains(&reason.as_str())).map(|_| Box::new(Fault::relayed(&status)));
         // The codes that say that asking again would be answered alike.
         let is_the_items = matches!(status.code(), Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition | Code::OutOfRange | Code::DataLoss);
-        Self { is_the_items, ..Self::status(&status) }
+        Self { is_the_items: is_the_items && ends_the_job.is_none(), ends_the_job, ..Self::status(&status) }
     }
 
     /// Of an answer that holds nothing.

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dnd_proto::v1::{Stage, StageProgress, StageTime};
+use dnd_proto::v1::{Stage, StageProgress, StageTime, Usage};
 
 /// Counts of every stage.
 #[derive(Debug, Default)]
@@ -19,6 +19,7 @@ struct Counts {
     time: Duration,
     calls: u64,
     reused: u64,
+    usage: Option<Usage>,
 }
 
 impl Progress {
@@ -30,7 +31,7 @@ impl Progress {
         let mut stages = self.lock();
         let counts = stages.entry(stage).or_default();
         change(counts);
-        StageProgress { stage: stage.into(), done: counts.done, total: counts.total }
+        StageProgress { stage: stage.into(), done: counts.done, total: counts.total, usage: counts.usage }
     }
 
     /// Sets what is done of a stage, and what there is to do.
@@ -49,6 +50,19 @@ impl Progress {
             counts.calls += made;
             counts.reused += reused;
         });
+    }
+
+    /// Adds what an endpoint was asked in a stage to what it was before.
+    pub(crate) fn used(&self, stage: Stage, usage: &Usage) -> StageProgress {
+        self.change(stage, |counts| counts.usage.get_or_insert_with(Usage::default).add(usage))
+    }
+
+    /// What endpoints were asked in all stages.
+    pub(crate) fn usage(&self) -> Option<Usage> {
+        self.lock().values().filter_map(|counts| counts.usage).reduce(|mut all, more| {
+            all.add(&more);
+            all
+        })
     }
 
     /// Adds the time since then to a stage's.

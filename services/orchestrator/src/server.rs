@@ -202,7 +202,7 @@ impl Orchestrator {
                 let probed = ProbedUnit { layer, unit: units.first().copied().unwrap_or_default(), ..Default::default() };
                 job.units_to_do(&STAGES_OF_STORED_SELECTION, 1);
                 self.spawn(&job, |job| async move {
-                    let result = steps::select_stored(&calls, &job, &probed, &candidates, stored).await;
+                    let result = steps::select_stored(&calls, &job, &probed, &candidates, stored).await?;
                     job.finish_unit(result);
                     Ok(JobDone::default())
                 });
@@ -235,7 +235,7 @@ impl Orchestrator {
             };
             let ended = ended.map(|done| {
                 let (labelled, dead, failed) = job.counts();
-                job.say(Event::Done(JobDone { labelled, dead, failed, times: job.progress.times(), ..done }));
+                job.say(Event::Done(JobDone { labelled, dead, failed, times: job.progress.times(), usage: job.progress.usage(), ..done }));
             });
             job.end(ended);
         });
@@ -321,13 +321,15 @@ impl Orchestrator {
     }
 }
 
-/// The job of a Dissect call: the probing pass, then each unit through the three steps, a few side by side.
+/// The job of a Dissect call: the probing pass, then each unit through the three steps, a few side by side. Where a unit meets what ends the job, no other
+/// is begun, and those that get to their end without it are finished.
 async fn run(job: &Arc<Job>, calls: &Calls, mut probe: Streaming<ProbeResponse>, in_flight: usize) -> Result<JobDone, Fault> {
     let mut done = JobDone::default();
     let mut units = FuturesUnordered::new();
     let mut probing = true;
     let since = Instant::now();
     let mut timed = false;
+    let mut stopped = None;
     loop {
         tokio::select! {
             message = probe.message(), if probing && units.len() < in_flight => {
@@ -343,8 +345,14 @@ async fn run(job: &Arc<Job>, calls: &Calls, mut probe: Streaming<ProbeResponse>,
                     None => probing = false,
                 }
             }
-            Some(unit) = units.next(), if !units.is_empty() => job.finish_unit(unit),
-            else => return Ok(done),
+            Some(unit) = units.next(), if !units.is_empty() => match unit {
+                Ok(unit) => job.finish_unit(unit),
+                Err(fault) => {
+                    probing = false;
+                    stopped.get_or_insert(fault);
+                }
+            },
+            else => return stopped.map_or(Ok(done), Err),
         }
     }
 }
@@ -357,7 +365,7 @@ async fn select_probed(job: &Arc<Job>, calls: &Calls, mut probe: Streaming<Probe
     while let Some(probed) = next(job, calls, probe.message().await, &mut done)? {
         if let Probed::Unit(probed) = probed {
             job.progress.time(Stage::Probe, since);
-            result = Some(steps::select(calls, job, probed, &candidates).await);
+            result = Some(steps::select(calls, job, probed, &candidates).await?);
         }
     }
     if let Some(mut unit) = result {

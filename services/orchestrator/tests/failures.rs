@@ -15,15 +15,15 @@ use bytes::Bytes;
 use dnd_mesh::{
     Fault,
     blobs::{self, Blobs},
-    items,
+    fault, items,
     server::{InProcess, Services},
 };
 use dnd_orchestrator::{Models, OrchestratorArgs, add_to};
 use dnd_proto::v1::{
     self as proto, ActivateRequest, ActivateResponse, Answer, Caption, CaptionRequest, CaptionResponse, CropRequest, CropResponse, DescribeTargetRequest,
     DescribeTargetResponse, DissectRequest, EmbedImagesRequest, EmbedImagesResponse, EmbedTextsRequest, EmbedTextsResponse, Embedding, GenerateRequest,
-    GenerateResponse, LayerUnits, Model, Parameters, PictureActivations, ProbeRequest, ProbeResponse, ProbedUnit, ProbingSet, ReadPicturesRequest,
-    ReadPicturesResponse, SimplifyRequest, SimplifyResponse, SummarizeRequest, SummarizeResponse, Target, TopPicture, UnitResult, UnitState, activate_request,
+    GenerateResponse, JobDone, LayerUnits, Model, Parameters, PictureActivations, ProbeRequest, ProbeResponse, ProbedUnit, ProbingSet, ReadPicturesRequest,
+    ReadPicturesResponse, SimplifyRequest, SimplifyResponse, SummarizeRequest, SummarizeResponse, Target, TopPicture, UnitResult, UnitState, Usage, activate_request,
     activation_service_server as activation, caption_service_server as captioner, crop_response, diffusion_service_server as diffusion,
     dissect_response::Event, dissect_service_client::DissectServiceClient, embedding_service_server as clip, probe_response, read_pictures_response,
     summary_service_server as summarizer,
@@ -41,6 +41,8 @@ struct Behaviour {
     /// By the request.
     summary: Option<fn(&SummarizeRequest) -> String>,
     simplified: Option<fn(&str) -> String>,
+    /// By the request, in place of `summary`.
+    answer: Option<fn(&SummarizeRequest) -> Result<Answer, Fault>>,
     /// By concept and index; none is unusable.
     drawing: Option<fn(&str, u32) -> Option<Bytes>>,
     /// By the picture's bytes.
@@ -198,7 +200,14 @@ impl summarizer::SummaryService for Fakes {
         let answers = items::answer(request.into_inner(), 4, move |request: SummarizeRequest| {
             assert!(request.descriptions.iter().all(|description| !description.is_empty()), "no empty description is ever asked about");
             let text = fakes.0.summary.map_or("red circles".to_owned(), |summary| summary(&request));
-            async move { SummarizeResponse { item_id: request.item_id, result: Some(proto::summarize_response::Result::Answer(said(text))) } }
+            let answer = fakes.0.answer.map_or_else(|| Ok(said(text)), |answer| answer(&request));
+            async move {
+                let result = match answer {
+                    Ok(answer) => proto::summarize_response::Result::Answer(answer),
+                    Err(fault) => proto::summarize_response::Result::Status(fault.into_item()),
+                };
+                SummarizeResponse { item_id: request.item_id, result: Some(result) }
+            }
         });
         Ok(Response::new(answers))
     }
@@ -262,6 +271,17 @@ async fn run(behaviour: Behaviour) -> (Vec<UnitResult>, Arc<Behaviour>) {
 }
 
 async fn run_with(behaviour: Behaviour, parameters: Parameters) -> (Vec<UnitResult>, Arc<Behaviour>) {
+    let (mut units, done, calls) = run_to_the_end(behaviour, parameters, OrchestratorArgs::default()).await;
+    let done = done.unwrap();
+    assert_eq!((done.labelled + done.failed + done.dead, done.dead), (4, 1));
+    units.sort_by_key(|unit| unit.unit);
+    assert_eq!(units.len(), 4);
+    assert_eq!(units.pop().unwrap().state(), UnitState::Dead);
+    (units, calls)
+}
+
+/// As [`run`], whatever the job's end: the units as they were finished, and how it ended.
+async fn run_to_the_end(behaviour: Behaviour, parameters: Parameters, args: OrchestratorArgs) -> (Vec<UnitResult>, Result<JobDone, Status>, Arc<Behaviour>) {
     let fakes = Fakes(Arc::new(behaviour));
     let services = Services::default()
         .with(activation::ActivationServiceServer::new(fakes.clone()))
@@ -272,7 +292,7 @@ async fn run_with(behaviour: Behaviour, parameters: Parameters) -> (Vec<UnitResu
     let models = InProcess::start(services);
     let channel = || models.channel();
     let store = Arc::new(Blobs::temporary().unwrap());
-    let orchestrator = add_to(Services::default(), Models::over(channel(), channel(), channel(), channel(), channel()), store, OrchestratorArgs::default());
+    let orchestrator = add_to(Services::default(), Models::over(channel(), channel(), channel(), channel(), channel()), store, args);
     let server = InProcess::start(orchestrator);
     let request = DissectRequest {
         target: Some(Target { uri: "file:/somewhere/net.onnx".into(), ..Default::default() }),
@@ -283,17 +303,14 @@ async fn run_with(behaviour: Behaviour, parameters: Parameters) -> (Vec<UnitResu
     };
     let mut events = DissectServiceClient::new(server.channel()).dissect(request).await.unwrap().into_inner();
     let mut units = Vec::new();
-    while let Some(response) = events.message().await.unwrap() {
-        match response.event.unwrap() {
-            Event::Unit(unit) => units.push(unit),
-            Event::Done(done) => assert_eq!((done.labelled + done.failed + done.dead, done.dead), (4, 1)),
-            _ => {}
+    loop {
+        match events.message().await.map(|response| response.unwrap().event.unwrap()) {
+            Ok(Event::Unit(unit)) => units.push(unit),
+            Ok(Event::Done(done)) => return (units, Ok(done), fakes.0),
+            Ok(_) => {}
+            Err(status) => return (units, Err(status), fakes.0),
         }
     }
-    units.sort_by_key(|unit| unit.unit);
-    assert_eq!(units.len(), 4);
-    assert_eq!(units.pop().unwrap().state(), UnitState::Dead);
-    (units, fakes.0)
 }
 
 fn failed(units: &[UnitResult], reason: &str) {
@@ -351,6 +368,57 @@ async fn odd_answers_of_a_language_model_are_read_asked_about_again_or_end_the_u
     // A caption that simplifying leaves nothing of is used as it is.
     let (units, _) = run(Behaviour { simplified: Some(|_| " ".into()), ..Default::default() }).await;
     assert!(units.iter().all(|unit| unit.state() == UnitState::Labelled && unit.images.iter().all(|image| image.simplified == image.caption)));
+}
+
+#[tokio::test]
+async fn an_answer_that_was_refused_cut_off_or_empty_is_no_concept_and_its_text_is_kept() {
+    fn odd(request: &SummarizeRequest) -> Result<Answer, Fault> {
+        let usage = Some(Usage { calls: 3, prompt_tokens: 300, answer_tokens: 30, cost: Some(0.5) });
+        Ok(match request.attempt {
+            0 => Answer { text: "I can't help with that".into(), refused: true, usage, ..Default::default() },
+            1 => Answer { text: "red circles, and".into(), cut_off: true, usage, ..Default::default() },
+            2 => Answer { usage, ..Default::default() },
+            _ => Answer { usage, ..said("red circles".into()) },
+        })
+    }
+    let (units, done, _) = run_to_the_end(Behaviour { answer: Some(odd), ..Default::default() }, Parameters::default(), OrchestratorArgs::default()).await;
+    for unit in units.iter().filter(|unit| unit.state() == UnitState::Labelled) {
+        assert_eq!((unit.concepts.len(), unit.label.as_str()), (1, "red circles"));
+        assert_eq!(unit.answers, ["red circles", "red circles"]);
+        let warnings = unit.warnings.join("\n");
+        for warning in [
+            "summary 0 failed: the model refused to answer: \"I can't help with that\"",
+            "summary 1 failed: the answer was cut off: \"red circles, and\"",
+            "summary 2 failed: the answer was empty",
+        ] {
+            assert!(warnings.contains(warning), "{warnings}");
+        }
+        assert_eq!(unit.usage, Some(Usage { calls: 15, prompt_tokens: 1500, answer_tokens: 150, cost: Some(2.5) }), "all five are counted");
+    }
+    assert_eq!(done.unwrap().usage, Some(Usage { calls: 45, prompt_tokens: 4500, answer_tokens: 450, cost: Some(7.5) }), "of three units");
+    let refuses = |_: &SummarizeRequest| Ok(Answer { text: "no".into(), refused: true, ..Default::default() });
+    failed(&run(Behaviour { answer: Some(refuses), ..Default::default() }).await.0, "no_concept");
+    assert!(run(Behaviour::default()).await.0.iter().all(|unit| unit.usage.is_none()), "a model of the service's own is not counted");
+}
+
+#[tokio::test]
+async fn a_budget_that_is_reached_ends_the_job_and_what_is_finished_stays() {
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    fn seven_answers(_: &SummarizeRequest) -> Result<Answer, Fault> {
+        if ASKED.fetch_add(1, Ordering::SeqCst) < 7 {
+            Ok(Answer { usage: Some(Usage { calls: 1, ..Default::default() }), ..said("red circles".into()) })
+        } else {
+            Err(Fault::new(Code::ResourceExhausted, "LLM_BUDGET", "the budget of 7 answers is reached"))
+        }
+    }
+    let one_by_one = OrchestratorArgs { units_in_flight: 1.try_into().unwrap() };
+    let (units, done, _) = run_to_the_end(Behaviour { answer: Some(seven_answers), ..Default::default() }, Parameters::default(), one_by_one).await;
+    let labels: Vec<(u32, &str)> = units.iter().map(|unit| (unit.unit, unit.label.as_str())).collect();
+    assert_eq!(labels, [(0, "red circles")], "five answers are the first unit's; the second gets two, and no result");
+    let status = done.unwrap_err();
+    assert_eq!((status.code(), fault::reason_of(&status).as_deref()), (Code::ResourceExhausted, Some("LLM_BUDGET")));
+    assert_eq!(status.message(), "the budget of 7 answers is reached");
+    assert_eq!(ASKED.load(Ordering::SeqCst), 10, "the third unit is not begun");
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use serde::Deserialize;
 use crate::chat::ChatTemplate;
 
 /// A loaded language model.
-pub struct Summarizer {
+pub struct OnnxModel {
     model: Model,
     chat: ChatTemplate,
     tokenizer: Tokenizer,
@@ -63,7 +63,7 @@ enum Ids {
     Several(Vec<u32>),
 }
 
-impl Summarizer {
+impl OnnxModel {
     /// Loads the model in a folder and runs it once.
     pub fn load(folder: &Path, args: &EngineArgs) -> Result<Self, Error> {
         let folder = ModelFolder::open(folder)?;
@@ -127,6 +127,7 @@ impl Summarizer {
             prompt_tokens,
             answer_tokens: said.tokens.len() as u32,
             cut_off: !said.ended,
+            ..Answer::default()
         })
     }
 }

@@ -1,19 +1,39 @@
 //! `dnd-summarizer`: simplifies captions and finds what they share, over gRPC.
 
-use std::error::Error;
+use std::{error::Error, path::PathBuf};
 
 use clap::Parser;
-use dnd_onnx::service::{self, ModelServiceArgs};
-use dnd_summarizer::{Summarizer, add_to};
+use dnd_mesh::{
+    Slot,
+    args::ServeArgs,
+    program,
+    server::{self, Services},
+    telemetry,
+};
+use dnd_onnx::runtime::EngineArgs;
+use dnd_summarizer::{LlmArgs, Summarizer, add_to};
 
-/// Simplifies captions and finds what they share, over gRPC, with a causal language model in ONNX.
+/// Simplifies captions and finds what they share, over gRPC, with a causal language model in ONNX or one behind an HTTP endpoint.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
+    /// Folder of the model; needed unless --llm-url is given
+    #[arg(long, env = "DND_MODEL", required_unless_present = "llm_url")]
+    model: Option<PathBuf>,
     #[command(flatten)]
-    service: ModelServiceArgs,
+    engine: EngineArgs,
+    #[command(flatten)]
+    serve: ServeArgs,
+    #[command(flatten)]
+    llm: LlmArgs,
 }
 
 fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
-    service::run(Args::parse().service, add_to, Summarizer::load)
+    let Args { model, engine, serve, llm } = Args::parse();
+    telemetry::init(&serve.log);
+    let slot = Slot::default();
+    let services = add_to(Services::default(), slot.clone());
+    let load = move || Summarizer::open(&model.unwrap_or_default(), &engine, &llm).map(|loaded| slot.fill(loaded));
+    program::run(server::serve(&serve, services, load))??;
+    Ok(())
 }

@@ -4,7 +4,7 @@ use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, Slot, items, server::Services};
 use dnd_method::{parameters::Parameters, prompts};
 use dnd_proto::v1::{
     Answer, Sampling, SimplifyRequest, SimplifyResponse, SummarizeRequest, SummarizeResponse, SummaryServiceGetModelRequest, SummaryServiceGetModelResponse,
-    simplify_response, summarize_response,
+    Usage, simplify_response, summarize_response,
     summary_service_server::{SummaryService, SummaryServiceServer},
 };
 use tonic::{Request, Response, Status, Streaming};
@@ -14,6 +14,9 @@ use crate::{Question, Summarizer};
 const LONGEST_ANSWER: u32 = 512;
 const HOTTEST: f32 = 10.0;
 const MOST_DESCRIPTIONS: usize = 1000;
+/// How often an answer that can't be used is asked for again, and how far apart the numbers of those attempts are: farther than callers count.
+const ASKED_AGAIN: u32 = 2;
+const APART: u32 = 1000;
 
 /// Adds the gRPC service of a language model.
 pub fn add_to(services: Services, summarizer: Slot<Summarizer>) -> Services {
@@ -100,5 +103,18 @@ async fn ask(summarizer: &Summarizer, messages: Vec<prompts::Message>, attempt: 
         return Err(Fault::field("sampling.max_new_tokens", format!("{max_new_tokens}; it is 1 to {LONGEST_ANSWER}")));
     }
     let seed = sampling.seed.unwrap_or(defaults.seed);
-    summarizer.ask(Question { messages, seed, attempt, temperature, max_new_tokens }).await
+    let mut usage = None;
+    let mut again = 0;
+    loop {
+        let attempt = attempt.wrapping_add(again * APART);
+        let answer = summarizer.ask(Question { messages: messages.clone(), seed, attempt, temperature, max_new_tokens }).await?;
+        if let Some(more) = &answer.usage {
+            usage.get_or_insert_with(Usage::default).add(more);
+        }
+        let usable = !answer.text.is_empty() && !answer.refused && !answer.cut_off;
+        if usable || again == ASKED_AGAIN || !summarizer.answers_vary(temperature) {
+            return Ok(Answer { usage, ..answer });
+        }
+        again += 1;
+    }
 }

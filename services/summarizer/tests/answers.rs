@@ -5,12 +5,13 @@ use dnd_mesh::{
     Slot, fault,
     server::{InProcess, Services},
 };
+use dnd_method::prompts;
 use dnd_onnx::runtime::EngineArgs;
 use dnd_proto::v1::{
     Answer, Sampling, SimplifyRequest, SummarizeRequest, simplify_response::Result as Simplified, summarize_response::Result as Summarized,
     summary_service_client::SummaryServiceClient,
 };
-use dnd_summarizer::{Summarizer, add_to};
+use dnd_summarizer::{Question, Summarizer, add_to};
 use dnd_testing::{copy_without, sketch};
 use futures::stream;
 use tonic::{Code, transport::Channel};
@@ -103,6 +104,31 @@ async fn an_answer_says_how_long_it_and_its_prompt_were_and_whether_it_was_cut_o
     assert!(cut.answer_tokens <= 1 && cut.cut_off, "{cut:?}");
     assert_eq!(cut.prompt_tokens, whole.prompt_tokens, "the same prompt");
     assert!(whole.prompt_tokens > 60, "the example is part of it: {whole:?}");
+}
+
+#[tokio::test]
+async fn an_answer_that_cannot_be_used_is_drawn_again_as_another_attempt_and_at_last_told_as_it_is() {
+    let model = Summarizer::load(&sketch("summarizer"), &EngineArgs::sized(8, 1)).unwrap();
+    let (_server, mut client) = start(8, 1);
+    let sampling = Sampling { temperature: Some(1.0), max_new_tokens: Some(5), ..Default::default() };
+    let answers = simplify(&mut client, requests(&captions(), sampling)).await;
+    let mut drawn = [0; 3];
+    for (caption, answer) in captions().iter().zip(answers) {
+        let mut expected = None;
+        for (again, drawn) in drawn.iter_mut().enumerate() {
+            let question =
+                Question { messages: prompts::simplify(caption), seed: 0, attempt: again as u32 * 1000, temperature: 1.0, max_new_tokens: 5 };
+            let said = model.ask(question).await.unwrap();
+            *drawn += 1;
+            let usable = !said.cut_off && !said.text.is_empty();
+            expected = Some(Simplified::Answer(said));
+            if usable {
+                break;
+            }
+        }
+        assert_eq!(Some(answer), expected, "{caption}");
+    }
+    assert!(drawn[0] > drawn[1] && drawn[1] > drawn[2] && drawn[2] > 0, "some are right at once, some later: {drawn:?}");
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
-//! What the tests of several packages share: the sketch suite's models and pictures.
+//! What the tests of several packages share: the sketch suite's models and pictures, and HTTP servers.
 #![allow(clippy::unwrap_used, clippy::panic)]
+
+mod http;
 
 use std::{
     fs::{self, File},
@@ -8,6 +10,8 @@ use std::{
 };
 
 use bytes::Bytes;
+
+pub use http::HttpServer;
 
 /// A file or folder of the sketch suite.
 pub fn sketch(name: &str) -> PathBuf {

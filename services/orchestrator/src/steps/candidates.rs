@@ -7,6 +7,7 @@ use dnd_method::{
 use dnd_proto::v1::Stage;
 
 use super::{ActivatingImages, Failure, Unit};
+use crate::calls::Said;
 
 impl Unit<'_> {
     /// Step 2A: a caption for each image of I. Gives those that there are; an image that can't be captioned is left out.
@@ -54,7 +55,8 @@ impl Unit<'_> {
                 (n, descriptions)
             })
             .collect();
-        let said = self.timed(Stage::Summarize, self.calls.summaries(asked, false)).await;
+        let (said, usage) = self.timed(Stage::Summarize, self.calls.summaries(asked, false)).await;
+        self.used(Stage::Summarize, usage);
 
         // An answer that is a list is asked about once more.
         let mut concepts = vec![String::new(); said.len()];
@@ -62,13 +64,14 @@ impl Unit<'_> {
         let mut last = None;
         for (n, said) in (0..).zip(said) {
             match said {
-                Ok(answer) => {
+                Ok(Said::Text(answer)) => {
                     match answers::read(&answer) {
                         Reading::Concept(concept) => concepts[n as usize] = concept,
                         Reading::AskAgain(parts) => again.push((n, parts)),
                     }
                     self.result.answers.push(answer);
                 }
+                Ok(Said::Unusable(why)) => self.warn(format!("summary {n} failed: {why}")),
                 Err(failure) if failure.is_the_items => {
                     self.warn(format!("summary {n} failed: {}", failure.message));
                     last = Some(failure);
@@ -77,13 +80,15 @@ impl Unit<'_> {
             }
         }
         let numbers: Vec<u32> = again.iter().map(|(n, _)| *n).collect();
-        let said = if again.is_empty() { Vec::new() } else { self.timed(Stage::Summarize, self.calls.summaries(again, true)).await };
+        let (said, usage) = if again.is_empty() { (Vec::new(), None) } else { self.timed(Stage::Summarize, self.calls.summaries(again, true)).await };
+        self.used(Stage::Summarize, usage);
         for (n, said) in numbers.into_iter().zip(said) {
             match said {
-                Ok(answer) => {
+                Ok(Said::Text(answer)) => {
                     concepts[n as usize] = answers::read_again(&answer);
                     self.result.answers.push(answer);
                 }
+                Ok(Said::Unusable(why)) => self.warn(format!("summary {n} failed when it was asked about again: {why}")),
                 Err(failure) if failure.is_the_items => {
                     self.warn(format!("summary {n} failed when it was asked about again: {}", failure.message));
                     last = Some(failure);
@@ -96,15 +101,16 @@ impl Unit<'_> {
         Ok(candidates)
     }
 
-    /// Each caption by prompt 1; one that can't be asked about, or that nothing is left of, stays as it is.
+    /// Each caption by prompt 1; one that can't be asked about, or about which nothing usable is said, stays as it is.
     async fn simplify(&mut self, captions: Vec<String>) -> Result<Vec<String>, Failure> {
-        let simplified = self.timed(Stage::Summarize, self.calls.simplified(&captions)).await;
+        let (simplified, usage) = self.timed(Stage::Summarize, self.calls.simplified(&captions)).await;
+        self.used(Stage::Summarize, usage);
         let mut descriptions = Vec::with_capacity(captions.len());
         for (caption, simplified) in captions.into_iter().zip(simplified) {
             let description = match simplified {
-                Ok(text) if !text.trim().is_empty() => text.trim().to_owned(),
-                Ok(_) => {
-                    self.warn(format!("simplifying left nothing of {caption:?}, which is used as it is"));
+                Ok(Said::Text(text)) => text.trim().to_owned(),
+                Ok(Said::Unusable(why)) => {
+                    self.warn(format!("{caption:?} was not simplified, and is used as it is: {why}"));
                     caption.clone()
                 }
                 Err(failure) if failure.is_the_items => {

@@ -6,8 +6,9 @@ mod select;
 
 use std::time::Instant;
 
+use dnd_mesh::Fault;
 use dnd_method::parameters::Parameters;
-use dnd_proto::v1::{ProbedUnit, Stage, StoredImages, UnitResult, UnitState};
+use dnd_proto::v1::{ProbedUnit, Stage, StoredImages, UnitResult, UnitState, Usage};
 
 use crate::{calls::Calls, jobs::Job};
 
@@ -23,11 +24,13 @@ pub(crate) struct Failure {
     /// Whether the item itself is at fault (a picture that can't be read, a text that is too long) and would be again. Such an item is left out and said;
     /// any other failure is the service's, and a result without the item would be another than the method's: it fails the unit.
     pub(crate) is_the_items: bool,
+    /// The fault that ends the whole job, if this is one that every unit would meet: the unit has no result then.
+    pub(crate) ends_the_job: Option<Box<Fault>>,
 }
 
 impl Failure {
     pub(crate) fn new(reason: &str, message: impl Into<String>) -> Self {
-        Self { reason: reason.to_owned(), message: message.into(), is_the_items: false }
+        Self { reason: reason.to_owned(), message: message.into(), is_the_items: false, ends_the_job: None }
     }
 }
 
@@ -71,14 +74,24 @@ impl<'j> Unit<'j> {
         self.result.warnings.push(warning);
     }
 
+    /// Counts in what an endpoint was asked for this unit.
+    pub(crate) fn used(&mut self, stage: Stage, usage: Option<Usage>) {
+        let Some(usage) = usage else { return };
+        self.result.usage.get_or_insert_with(Usage::default).add(&usage);
+        self.job.stage(self.job.progress.used(stage, &usage));
+    }
+
     /// The unit is through a stage.
     pub(crate) fn through(&mut self, stage: Stage) {
         self.stages.retain(|left| *left != stage);
         self.job.step(stage);
     }
 
-    /// What came of the unit. Stages that it did not get to are done for it.
-    pub(crate) fn end(mut self, outcome: Result<(), Failure>) -> UnitResult {
+    /// What came of the unit, unless the job ends with it. Stages that it did not get to are done for it.
+    pub(crate) fn end(mut self, outcome: Result<(), Failure>) -> Result<UnitResult, Fault> {
+        if let Err(Failure { ends_the_job: Some(fault), .. }) = outcome {
+            return Err(*fault);
+        }
         for stage in std::mem::take(&mut self.stages) {
             self.job.step(stage);
         }
@@ -87,7 +100,7 @@ impl<'j> Unit<'j> {
             self.result.reason = failure.reason;
             self.result.message = failure.message;
         }
-        self.result
+        Ok(self.result)
     }
 }
 
@@ -96,8 +109,8 @@ pub(crate) const STAGES: [Stage; 5] = [Stage::Crop, Stage::Caption, Stage::Summa
 pub(crate) const STAGES_OF_SELECTION: [Stage; 3] = [Stage::Crop, Stage::Generate, Stage::Score];
 pub(crate) const STAGES_OF_STORED_SELECTION: [Stage; 2] = [Stage::Generate, Stage::Score];
 
-/// Labels a unit that the probing pass has found the top pictures of.
-pub(crate) async fn dissect(calls: &Calls, job: &Job, probed: ProbedUnit) -> UnitResult {
+/// Labels a unit that the probing pass has found the top pictures of. A fault is one that ends the job.
+pub(crate) async fn dissect(calls: &Calls, job: &Job, probed: ProbedUnit) -> Result<UnitResult, Fault> {
     let mut unit = Unit::new(calls, job, &probed, &STAGES);
     let outcome = three_steps(&mut unit, &probed).await;
     unit.end(outcome)
@@ -121,7 +134,7 @@ async fn three_steps(unit: &mut Unit<'_>, probed: &ProbedUnit) -> Result<(), Fai
 }
 
 /// Step 3 alone (3.3), over a probing set: the caller's candidates on the unit's highest activating images.
-pub(crate) async fn select(calls: &Calls, job: &Job, probed: ProbedUnit, candidates: &[String]) -> UnitResult {
+pub(crate) async fn select(calls: &Calls, job: &Job, probed: ProbedUnit, candidates: &[String]) -> Result<UnitResult, Fault> {
     let mut unit = Unit::new(calls, job, &probed, &STAGES_OF_SELECTION);
     let outcome = async {
         unit.keep_probed(&probed).await?;
@@ -137,7 +150,7 @@ pub(crate) async fn select(calls: &Calls, job: &Job, probed: ProbedUnit, candida
 }
 
 /// Step 3 alone (3.3), over the images of an earlier result.
-pub(crate) async fn select_stored(calls: &Calls, job: &Job, unit: &ProbedUnit, candidates: &[String], images: StoredImages) -> UnitResult {
+pub(crate) async fn select_stored(calls: &Calls, job: &Job, unit: &ProbedUnit, candidates: &[String], images: StoredImages) -> Result<UnitResult, Fault> {
     let mut unit = Unit::new(calls, job, unit, &STAGES_OF_STORED_SELECTION);
     let images = ActivatingImages(images.images);
     unit.result.images = images.0.clone();
