@@ -48,7 +48,7 @@ fn hub(files: BTreeMap<&'static str, File>) -> (HttpServer, Arc<Mutex<Vec<Asked>
         let found = files.get(path.as_str()).cloned();
         let notes = Arc::clone(&notes);
         async move {
-            let mut note = |sent| notes.lock().unwrap().push((path.clone(), range.clone(), token.clone(), sent));
+            let note = |sent| notes.lock().unwrap().push((path.clone(), range.clone(), token.clone(), sent));
             let Some(File { bytes, version, breaks }) = found else {
                 note(0);
                 return Response::builder().status(StatusCode::NOT_FOUND).body(Body::empty()).unwrap();

@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path, sync::LazyLock};
 
-use dnd_captioner::{Captioner, Picture};
+use dnd_captioner::{Captioner, CaptionerArgs, Generation, Picture};
 use dnd_method::{draw, prompts};
 use dnd_onnx::{folder::ModelFolder, runtime::EngineArgs};
 use dnd_summarizer::ChatTemplate;
@@ -152,11 +152,11 @@ impl Unit<'_> {
 
     /// The captioner's tokens of the kept pictures are the library's.
     fn tokens(&self, folder: &Path) {
-        static CAPTIONER: LazyLock<Captioner> = LazyLock::new(|| Captioner::load(&sketch("captioner"), &EngineArgs::one_session()).unwrap());
+        static CAPTIONER: LazyLock<Captioner> = LazyLock::new(|| Captioner::load(&sketch("captioner"), &CaptionerArgs::default(), &EngineArgs::one_session()).unwrap());
         let runtime = tokio::runtime::Runtime::new().unwrap();
         for (ours, theirs) in pairs(&self.ours["images"], &self.theirs["images"]) {
             let bytes = fs::read(folder.join("out/pictures").join(ours["digest"].as_str().unwrap())).unwrap().into();
-            let caption = runtime.block_on(CAPTIONER.caption(Picture { bytes, max_new_tokens: 32, min_length: 5 })).unwrap();
+            let caption = runtime.block_on(CAPTIONER.caption(Picture { bytes, generation: Generation::default() })).unwrap();
             let tokens: Vec<u64> = theirs["tokens"].as_array().unwrap().iter().map(|token| token.as_u64().unwrap()).collect();
             assert_eq!(caption.token_ids.iter().map(|id| u64::from(*id)).collect::<Vec<_>>(), tokens, "{}: {}", self.what, ours["path"]);
         }
