@@ -85,6 +85,20 @@ fn a_suite_with_a_file_missing() {
 }
 
 #[test]
+fn clip_as_the_captioner_wants_its_concepts() {
+    let folder = folder(2);
+    let suite = folder.path().join("suite");
+    copy_without(&sketch(""), &suite, &["probing.tar"]);
+    fs::remove_dir_all(suite.join("captioner")).unwrap();
+    copy_without(&sketch("clip"), &suite.join("captioner"), &[]);
+    let args = ["dissect", "--target", &planted(), "--layer", "colour", "--images", "pictures", "--out", "out", "--models", "suite"];
+    refused(&dnd(folder.path(), &args), 2, &["suite/captioner/config.json", "--concepts"]);
+    fs::write(folder.path().join("concepts.txt"), "red\na blue circle\n").unwrap();
+    let checked = dnd(folder.path(), &["models", "check", "suite", "--concepts", "concepts.txt"]);
+    assert!(checked.code == 0 && checked.out.contains("captioner  ok     clip"), "{}{}", checked.out, checked.err);
+}
+
+#[test]
 fn bad_pictures_among_good_ones_are_skipped_and_said_and_few_pictures_are_all_used() {
     let folder = folder(8);
     let at = |name: &str| folder.path().join("pictures").join(name);

@@ -95,7 +95,7 @@ struct Past {
     input: String,
     output: String,
     kind: TensorElementType,
-    /// Heads, the length before the first token, width.
+    /// Heads, length (0 where it is free), width.
     shape: [usize; 3],
     /// About the encoder.
     cross: bool,
@@ -123,8 +123,8 @@ impl Sequences {
         self.length
     }
 
-    /// Goes on with these rows, in this order; a row may be left out, or taken several times. What the rows attend to is to be selected in the
-    /// same way if this gives true: it does unless each row goes back to the same of those that were begun as the row before in its place.
+    /// Goes on with these rows, in this order; a row may be left out, or taken several times. True if some row now goes back to another of the
+    /// sequences that were begun than the row in its place did: what the rows attend to is then to be selected in the same way.
     pub fn select(&mut self, rows: &[usize]) -> Result<bool, Error> {
         let origins = rows.iter().map(|row| self.origins.get(*row).copied()).collect::<Option<Vec<_>>>();
         let origins = origins.ok_or_else(|| Error::Run(format!("rows {rows:?} of {} sequences", self.origins.len())))?;
@@ -178,6 +178,8 @@ impl Decoder {
     pub fn begin(&self, batch: usize) -> Result<Sequences, Error> {
         let empty = |past: &Past| {
             let [heads, length, width] = past.shape;
+            // The first branch of a merged decoder does not look at the past, whose length some graphs fix.
+            let length = if self.branch { length } else { 0 };
             let value = float_tensor(past.kind, &[batch, heads, length, width], vec![0.0; batch * heads * length * width])?;
             Ok(Cached { value, cross: past.cross })
         };
@@ -238,7 +240,6 @@ impl Past {
         }
         match (dtype.tensor_type(), dtype.tensor_shape().map(|shape| shape.to_vec()).as_deref()) {
             (Some(kind @ (TensorElementType::Float32 | TensorElementType::Float16)), Some([_, heads, length, width])) if *heads > 0 && *width > 0 => {
-                // A length that is not said may be none; some merged decoders ask for a past of one token that they do not look at.
                 let shape = [*heads as usize, usize::try_from(*length).unwrap_or(0), *width as usize];
                 Ok(Self { input: input.to_owned(), output, kind, shape, cross })
             }
