@@ -36,7 +36,7 @@ def write(model: CLIPModel, tokenizer: CLIPTokenizer, pictures: CLIPImageProcess
 
 
 def main(folder: Path, model: str) -> None:
-    loaded = CLIPModel.from_pretrained(model, torch_dtype=torch.float32, attn_implementation="eager").eval()
+    loaded = CLIPModel.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").eval()
     write(loaded, CLIPTokenizer.from_pretrained(model), CLIPImageProcessor.from_pretrained(model), folder, Path(model).name if Path(model).exists() else model)
 
 

@@ -98,7 +98,7 @@ def write(pipeline: DiffusionPipeline, folder: Path, source: str) -> None:
 
 
 def main(folder: Path, model: str) -> None:
-    pipeline = DiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32, safety_checker=None, requires_safety_checker=False)
+    pipeline = DiffusionPipeline.from_pretrained(model, dtype=torch.float32, safety_checker=None, requires_safety_checker=False)
     write(pipeline, folder, Path(model).name if Path(model).exists() else model)
 
 

@@ -378,6 +378,17 @@ async fn weights_may_lie_beside_the_graph_and_are_missed_by_name() {
 }
 
 #[test]
+fn stable_diffusions_pipeline_overrules_the_offset_of_its_scheduler() {
+    let folder = Made::default().write();
+    for (class, timesteps) in [("StableDiffusionPipeline", [751.0, 501.0, 251.0, 1.0]), ("LatentConsistencyModelPipeline", [750.0, 500.0, 250.0, 0.0])] {
+        say(folder.path(), "model_index.json", json!({ "_class_name": class }));
+        let parts = Parts::read(&ModelFolder::open(folder.path()).unwrap()).unwrap();
+        let steps = parts.scheduler().schedule(4).unwrap().steps;
+        assert_eq!(steps.iter().map(|step| step.timestep).collect::<Vec<_>>(), timesteps, "{class}");
+    }
+}
+
+#[test]
 fn pipelines_of_other_kinds_are_refused_by_name() {
     let folder = Made::default().write();
     for class in ["StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "StableDiffusionInpaintPipeline", "FluxPipeline"] {

@@ -57,6 +57,7 @@ CASES = {
     **{f"lcm, {n} steps": (LCM, STABLE_DIFFUSION | {"original_inference_steps": 50}, n) for n in (1, 4, 8, 6)},
     "lcm, the class's own betas": (LCM, {}, 4),
     "lcm, distilled on 100 steps": (LCM, STABLE_DIFFUSION | {"original_inference_steps": 100, "timestep_scaling": 5.0}, 12),
+    "lcm, a boundary that is felt": (LCM, STABLE_DIFFUSION | {"timestep_scaling": 0.01}, 4),
     "lcm, velocity": (LCM, VELOCITY, 4),
     "lcm, zero terminal snr": (LCM, ZERO_SNR, 4),
 }
