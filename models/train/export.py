@@ -43,8 +43,8 @@ def strip(model: onnx.ModelProto, keep_scopes: bool) -> None:
         clean(function.metadata_props)
 
 
-def export(module: torch.nn.Module, path: Path, inputs: dict[str, torch.Tensor], outputs: list[str], dynamic: dict[str, dict[int, str]], keep_scopes: bool = False) -> None:
-    """Exports `module(*inputs)` to `path`, replacing it at once."""
+def export(module: torch.nn.Module, path: Path, inputs: dict[str, torch.Tensor], outputs: list[str], dynamic: dict[str, dict[int, str]], keep_scopes: bool = False, external_data: str | None = None) -> None:
+    """Exports `module(*inputs)` to `path`, replacing it at once; the weights to the file `external_data` beside it, where it is given."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.onnx")
@@ -56,7 +56,7 @@ def export(module: torch.nn.Module, path: Path, inputs: dict[str, torch.Tensor],
     program = torch.onnx.export(
         module.eval(), tuple(inputs.values()), dynamo=True, dynamic_shapes=shapes, input_names=list(inputs), output_names=outputs, external_data=False, verbose=False,
     )
-    program.save(str(part), external_data=False)
+    program.save(str(part), external_data=external_data is not None)
     model = onnx.load(str(part))
     strip(model, keep_scopes)
     for value in [*model.graph.input, *model.graph.output]:
@@ -64,8 +64,13 @@ def export(module: torch.nn.Module, path: Path, inputs: dict[str, torch.Tensor],
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if axis in names:
                 dim.dim_param = names[axis]
-    onnx.checker.check_model(model)
-    onnx.save(model, str(part))
+    if external_data:
+        part.with_name(f"{part.name}.data").unlink(missing_ok=True)
+        (path.parent / external_data).unlink(missing_ok=True)
+        onnx.save(model, str(part), save_as_external_data=True, location=external_data)
+    else:
+        onnx.save(model, str(part))
+    onnx.checker.check_model(str(part))
     part.rename(path)
 
 

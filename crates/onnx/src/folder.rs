@@ -77,7 +77,13 @@ impl ModelFolder {
         let mut files = self.used.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for name in files.clone().iter().filter(|name| name.extension().is_some_and(|ending| ending == "onnx")) {
             let beside = name.parent().unwrap_or(Path::new(""));
-            files.extend(Network::read(&self.root.join(name))?.external_files()?.into_iter().map(|external| beside.join(external)));
+            for external in Network::read(&self.root.join(name))?.external_files()? {
+                let external = beside.join(external);
+                if !self.root.join(&external).is_file() {
+                    return Err(Error::file(self.root.join(external), format!("not there, and weights of {} are in it", name.display())));
+                }
+                files.insert(external);
+            }
         }
         Ok(files)
     }
