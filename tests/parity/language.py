@@ -41,7 +41,7 @@ def conversations() -> list[list[dict[str, str]]]:
 def model(folder: Path) -> None:
     if not (folder / "manifest.json").exists():
         smollm2.main(folder)
-    network, tokenizer = smollm2.network(smollm2.reader()), AutoTokenizer.from_pretrained(folder)
+    network, tokenizer = smollm2.network(smollm2.reader()), smollm2.tokenizer(smollm2.reader())
     cases, logits = [], []
     for at, messages in enumerate(conversations()):
         prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
