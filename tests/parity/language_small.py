@@ -14,8 +14,9 @@ from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
+import sketch
 import texts
-from asking import ROOT, Messages, simplify, summarize, summarize_again
+from asking import ROOT, Messages, answer, simplify, summarize, summarize_again
 
 SUMMARIZER = ROOT / "services/summarizer/tests"
 CAPTIONS = ["a large red circle on a blue background", "two dogs, one of them asleep.", "a sign that says \"stop\""]
@@ -104,8 +105,31 @@ def tokenizers() -> None:
     print(f"texts.json: {(folder / 'texts.json').stat().st_size} bytes")
 
 
+# Answers.
+
+
+def answers() -> None:
+    """The sketch suite's language model, as a transformers module."""
+    model, tokenizer = sketch.language_model(), AutoTokenizer.from_pretrained(ROOT / "models/sketch/summarizer")
+    captions = [
+        "a large red circle on a blue background", "a picture of a small green star and a large blue ring on a yellow background", "purple horizontal stripes",
+        "a red background", "an orange triangle with dots", "a drawing of a white square beside a small black heart",
+    ]
+    asked = [simplify(caption) for caption in captions] + [summarize(captions[i:]) for i in range(4)] + [summarize_again(captions[i : i + 2]) for i in range(4)]
+    cases = []
+    for n, messages in enumerate(asked):
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(prompt, add_special_tokens=False).input_ids
+        for temperature in (0.0, 0.3, 1.5):
+            said, margins = answer(model, ids, {tokenizer.eos_token_id}, prompt, temperature, 5, n, 16)
+            text = tokenizer.decode(said, skip_special_tokens=True).strip()
+            cases.append({"messages": messages, "attempt": n, "temperature": temperature, "text": text, "tokens": len(said), "closest": round(min(margins), 7)})
+    print(f"the closest choices: {sorted(case['closest'] for case in cases)[:3]}; {len({case['text'] for case in cases})} different answers")
+    write("answers.json", cases)
+
+
 def main(parts: list[str]) -> None:
-    known = {"templates": templates, "tokenizers": tokenizers}
+    known = {"templates": templates, "tokenizers": tokenizers, "answers": answers}
     for part in parts or known:
         known[part]()
 

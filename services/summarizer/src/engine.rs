@@ -1,6 +1,6 @@
 //! The model: a causal language model with its cache, sampled with keyed draws.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use dnd_mesh::{
     Fault,
@@ -44,16 +44,61 @@ pub struct Question {
     pub max_new_tokens: u32,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Config {
-    model_type: String,
+    model_type: Option<String>,
     max_position_embeddings: Option<usize>,
     eos_token_id: Option<Ids>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct GenerationConfig {
     eos_token_id: Option<Ids>,
+}
+
+/// onnxruntime-genai's `genai_config.json`.
+#[derive(Deserialize)]
+struct GenaiConfig {
+    model: GenaiModel,
+}
+
+#[derive(Deserialize)]
+struct GenaiModel {
+    #[serde(rename = "type")]
+    kind: String,
+    context_length: usize,
+    eos_token_id: Ids,
+    decoder: GenaiDecoder,
+}
+
+#[derive(Deserialize)]
+struct GenaiDecoder {
+    filename: String,
+    #[serde(default)]
+    inputs: BTreeMap<String, String>,
+    #[serde(default)]
+    outputs: BTreeMap<String, String>,
+}
+
+impl GenaiDecoder {
+    fn names(&self) -> Names {
+        let mut names = Names::default();
+        for (said, key, name) in [
+            (&self.inputs, "input_ids", &mut names.input_ids),
+            (&self.inputs, "attention_mask", &mut names.attention_mask),
+            (&self.inputs, "position_ids", &mut names.position_ids),
+            (&self.inputs, "past_key_names", &mut names.past_key),
+            (&self.inputs, "past_value_names", &mut names.past_value),
+            (&self.outputs, "logits", &mut names.logits),
+            (&self.outputs, "present_key_names", &mut names.present_key),
+            (&self.outputs, "present_value_names", &mut names.present_value),
+        ] {
+            if let Some(other) = said.get(key) {
+                name.clone_from(other);
+            }
+        }
+        names
+    }
 }
 
 #[derive(Deserialize)]
@@ -63,34 +108,76 @@ enum Ids {
     Several(Vec<u32>),
 }
 
+/// What optimum and transformers.js add to a file's name for the precision of its weights, in the order of preference.
+const PRECISIONS: [&str; 8] = ["", "_fp16", "_quantized", "_q4", "_q4f16", "_int8", "_uint8", "_bnb4"];
+
+/// A language model in one of the layouts that are published.
+struct Layout {
+    /// The file's name in the folder.
+    file: String,
+    names: Names,
+    kind: String,
+    longest: usize,
+    ends: Vec<u32>,
+}
+
+impl Layout {
+    /// That of onnxruntime-genai where `genai_config.json` is there; else Hugging Face's, whose files are beside the configuration or, as
+    /// transformers.js has them, in `onnx`.
+    fn find(folder: &ModelFolder) -> Result<Self, Error> {
+        const GENAI: &str = "genai_config.json";
+        if folder.optional(&[GENAI]).is_some() {
+            let GenaiConfig { model } = folder.json("configuration", GENAI)?;
+            let names = model.decoder.names();
+            return Ok(Self { file: model.decoder.filename, names, kind: model.kind, longest: model.context_length, ends: model.eos_token_id.all() });
+        }
+        let config: Config = folder.json("configuration", "config.json")?;
+        let generation: GenerationConfig = match folder.optional(&["generation_config.json"]) {
+            Some(_) => folder.json("generation configuration", "generation_config.json")?,
+            None => GenerationConfig::default(),
+        };
+        let Some(ends) = generation.eos_token_id.or(config.eos_token_id) else {
+            return Err(Error::file(folder.root(), "no eos_token_id in generation_config.json or config.json: answers would not end"));
+        };
+        // The last is refused with what to take instead.
+        let stems = ["model", "decoder_model_merged", "decoder_model"];
+        let files = PRECISIONS.iter().flat_map(|precision| stems.map(|stem| [format!("onnx/{stem}{precision}.onnx"), format!("{stem}{precision}.onnx")]));
+        let Some(file) = files.flatten().find(|file| folder.root().join(file).is_file()) else {
+            let problem = format!("no language model: looked for onnx/model.onnx and model.onnx, and the same with {}", PRECISIONS[1..].join(", "));
+            return Err(Error::file(folder.root(), problem));
+        };
+        let kind = config.model_type.unwrap_or_else(|| "causal language model".to_owned());
+        Ok(Self { file, names: Names::default(), kind, longest: config.max_position_embeddings.unwrap_or(2048), ends: ends.all() })
+    }
+}
+
+impl Ids {
+    fn all(self) -> Vec<u32> {
+        match self {
+            Self::One(id) => vec![id],
+            Self::Several(ids) => ids,
+        }
+    }
+}
+
 impl OnnxModel {
     /// Loads the model in a folder and runs it once.
     pub fn load(folder: &Path, args: &EngineArgs) -> Result<Self, Error> {
         let folder = ModelFolder::open(folder)?;
-        let config: Config = folder.json("configuration", "config.json")?;
-        let file = folder.file("language model", &["onnx/model.onnx", "model.onnx"])?;
+        let Layout { file, names, kind, longest, ends } = Layout::find(&folder)?;
+        let path = folder.file("language model", &[&file])?;
         let tokenizer = Tokenizer::of(&folder, "")?;
         let chat = ChatTemplate::read(&folder)?;
-        let generation: Option<GenerationConfig> = match folder.optional(&["generation_config.json"]) {
-            Some(_) => Some(folder.json("generation configuration", "generation_config.json")?),
-            None => None,
-        };
-        let ends = match generation.and_then(|g| g.eos_token_id).or(config.eos_token_id) {
-            Some(Ids::One(id)) => vec![id],
-            Some(Ids::Several(ids)) => ids,
-            None => return Err(Error::file(folder.root(), "no eos_token_id in generation_config.json or config.json: answers would not end")),
-        };
-        let longest = config.max_position_embeddings.unwrap_or(2048);
         let args = &args.for_model(folder.bytes()?);
         let mut runners = (0..args.session_count())
-            .map(|_| Ok(Runner { decoder: Decoder::load(&file, &Names::default(), args)?, ends: ends.clone() }))
+            .map(|_| Ok(Runner { decoder: Decoder::load(&path, &names, args)?, ends: ends.clone() }))
             .collect::<Result<Vec<_>, Error>>()?;
         for runner in &mut runners {
             runner
                 .generate(&[Prompt { tokens: vec![0, 0], text: String::new(), seed: 0, attempt: 0, temperature: 0.0, max_new_tokens: 1 }], &Stop::default())?;
         }
         let model = folder.model(
-            &config.model_type,
+            &format!("{kind}, {file}"),
             args,
             ModelLimits { picture_bytes: 0, picture_pixels: 0, text_tokens: longest as u32, batch: args.batch() as u32 },
         )?;
