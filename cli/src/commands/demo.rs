@@ -49,13 +49,8 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
     let trained = TargetFile::open(&TargetArgs { target: suite.target("resnet")?, preprocessing: None })?;
     let images = Images::open(&[suite.probing_set()?])?;
     let marks = Marks::read(&args.models, &planted.path)?;
-    let mesh_args = MeshArgs {
-        models: Some(args.models),
-        engine: args.engine,
-        activation: args.activation,
-        orchestrator: args.orchestrator,
-        ..MeshArgs::default()
-    };
+    let mesh_args =
+        MeshArgs { models: Some(args.models), engine: args.engine, activation: args.activation, orchestrator: args.orchestrator, ..MeshArgs::default() };
 
     println!("Labelling the neurons of two small networks: {} units whose concepts are known, and 20 of a trained one.", marks.units.len());
     println!("Pictures are drawn in {STEPS} steps; the method's default is 50.");
