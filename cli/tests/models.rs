@@ -10,7 +10,8 @@ use dnd_tests::dnd;
 fn all_that_is_wrong_with_a_suite_is_told_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let suite = folder.path().join("suite");
-    let missing = ["captioner/tokenizer.json", "captioner/onnx/vision_model.onnx", "diffusion/unet/model.onnx", "diffusion/vae_decoder/config.json", "probing.tar"];
+    let missing =
+        ["captioner/tokenizer.json", "captioner/onnx/vision_model.onnx", "diffusion/unet/model.onnx", "diffusion/vae_decoder/config.json", "probing.tar"];
     copy_without(&sketch(""), &suite, &missing);
     fs::write(suite.join("diffusion/scheduler/scheduler_config.json"), "{\"steps_offset\": 1,").unwrap();
     fs::write(suite.join("diffusion/text_encoder/model.onnx"), "this is no network").unwrap();

@@ -219,7 +219,9 @@ fn without_a_network_it_says_which_files_go_where_and_takes_them_from_there() {
 #[test]
 fn a_manifest_that_would_lead_out_of_the_folder_is_refused() {
     let (server, asked) = hub(BTreeMap::new());
-    for (from, to) in [("config.json", "../../config.json"), ("onnx/model.bin", "/tmp/model.bin"), ("me/clip", "me/../.."), ("models.clip", "models.\"../clip\"")] {
+    for (from, to) in
+        [("config.json", "../../config.json"), ("onnx/model.bin", "/tmp/model.bin"), ("me/clip", "me/../.."), ("models.clip", "models.\"../clip\"")]
+    {
         let folder = manifest("");
         let path = folder.path().join("mine.toml");
         fs::write(&path, fs::read_to_string(&path).unwrap().replace(from, to)).unwrap();

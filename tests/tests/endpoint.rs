@@ -108,7 +108,11 @@ fn units_are_labelled_by_a_model_over_http_and_a_budget_stops_the_job_with_what_
     let budget = (110 * calls[0] + 1).to_string();
     let stopped = dissect(folder.path(), &server, "stopped", &["--llm-budget", &budget]);
     assert_eq!(stopped.code, 1, "{}{}", stopped.out, stopped.err);
-    assert!(stopped.err.contains(&format!("the budget of {budget} tokens is reached")) && stopped.err.contains("what was finished is in stopped"), "{}", stopped.err);
+    assert!(
+        stopped.err.contains(&format!("the budget of {budget} tokens is reached")) && stopped.err.contains("what was finished is in stopped"),
+        "{}",
+        stopped.err
+    );
     assert!(stopped.out.contains(labels[0]) && stopped.out.contains("1 labelled"), "what is finished is told: {}", stopped.out);
     assert_eq!(results(folder.path(), "stopped"), lines[..1]);
     let run = run_of(folder.path(), "stopped");

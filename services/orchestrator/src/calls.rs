@@ -10,9 +10,9 @@ use dnd_mesh::{Fault, blobs::Blobs, fault, parameters};
 use dnd_method::{embedding::Embedding, parameters::Parameters};
 use dnd_proto::v1::{
     self as proto, ActivatePicture, ActivateRequest, ActivateSetup, Answer, CaptionRequest, CropRequest, EmbedImagesRequest, EmbedTextsRequest,
-    GenerateRequest, LayerUnits, ProbingSet, ReadPicturesRequest, Sampling, SimplifyRequest, Stage, SummarizeRequest, Target, TopPicture, Usage, activate_request,
-    activate_response, caption_response, crop_response, embed_images_response, embed_texts_response, generate_response, read_pictures_response,
-    simplify_response, summarize_response,
+    GenerateRequest, LayerUnits, ProbingSet, ReadPicturesRequest, Sampling, SimplifyRequest, Stage, SummarizeRequest, Target, TopPicture, Usage,
+    activate_request, activate_response, caption_response, crop_response, embed_images_response, embed_texts_response, generate_response,
+    read_pictures_response, simplify_response, summarize_response,
 };
 use futures::{StreamExt as _, stream};
 use tokio::time::{Duration, sleep};
@@ -288,9 +288,8 @@ impl Calls {
             let mut client = self.models.summarizer.clone();
             async move { client.summarize(requests).await }
         };
-        let read = |answer: proto::SummarizeResponse| {
-            ready((answer.item_id, answered!(answer.result, summarize_response, Answer(answer) => Ok(meter.read(answer)))))
-        };
+        let read =
+            |answer: proto::SummarizeResponse| ready((answer.item_id, answered!(answer.result, summarize_response, Answer(answer) => Ok(meter.read(answer)))));
         self.progress.calls(Stage::Summarize, asked.len() as u64, 0);
         (each("summarizer", &asked, request, call, read).await, meter.usage())
     }

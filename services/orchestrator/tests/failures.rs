@@ -23,8 +23,8 @@ use dnd_proto::v1::{
     self as proto, ActivateRequest, ActivateResponse, Answer, Caption, CaptionRequest, CaptionResponse, CropRequest, CropResponse, DescribeTargetRequest,
     DescribeTargetResponse, DissectRequest, EmbedImagesRequest, EmbedImagesResponse, EmbedTextsRequest, EmbedTextsResponse, Embedding, GenerateRequest,
     GenerateResponse, JobDone, LayerUnits, Model, Parameters, PictureActivations, ProbeRequest, ProbeResponse, ProbedUnit, ProbingSet, ReadPicturesRequest,
-    ReadPicturesResponse, SimplifyRequest, SimplifyResponse, SummarizeRequest, SummarizeResponse, Target, TopPicture, UnitResult, UnitState, Usage, activate_request,
-    activation_service_server as activation, caption_service_server as captioner, crop_response, diffusion_service_server as diffusion,
+    ReadPicturesResponse, SimplifyRequest, SimplifyResponse, SummarizeRequest, SummarizeResponse, Target, TopPicture, UnitResult, UnitState, Usage,
+    activate_request, activation_service_server as activation, caption_service_server as captioner, crop_response, diffusion_service_server as diffusion,
     dissect_response::Event, dissect_service_client::DissectServiceClient, embedding_service_server as clip, probe_response, read_pictures_response,
     summary_service_server as summarizer,
 };

@@ -110,15 +110,15 @@ async fn an_answer_says_how_long_it_and_its_prompt_were_and_whether_it_was_cut_o
 async fn an_answer_that_cannot_be_used_is_drawn_again_as_another_attempt_and_at_last_told_as_it_is() {
     let model = Summarizer::load(&sketch("summarizer"), &EngineArgs::sized(8, 1)).unwrap();
     let (_server, mut client) = start(8, 1);
-    let sampling = Sampling { temperature: Some(1.0), max_new_tokens: Some(5), ..Default::default() };
+    let (temperature, max_new_tokens) = (2.0, 8);
+    let sampling = Sampling { seed: Some(0), temperature: Some(temperature), max_new_tokens: Some(max_new_tokens) };
     let answers = simplify(&mut client, requests(&captions(), sampling)).await;
     let mut drawn = [0; 3];
     for (caption, answer) in captions().iter().zip(answers) {
         let mut expected = None;
         for (again, drawn) in drawn.iter_mut().enumerate() {
-            let question =
-                Question { messages: prompts::simplify(caption), seed: 0, attempt: again as u32 * 1000, temperature: 1.0, max_new_tokens: 5 };
-            let said = model.ask(question).await.unwrap();
+            let attempt = again as u32 * 1000;
+            let said = model.ask(Question { messages: prompts::simplify(caption), seed: 0, attempt, temperature, max_new_tokens }).await.unwrap();
             *drawn += 1;
             let usable = !said.cut_off && !said.text.is_empty();
             expected = Some(Simplified::Answer(said));

@@ -242,9 +242,10 @@ async fn what_fails_for_now_is_tried_again() {
 
 #[tokio::test]
 async fn an_endpoint_that_says_when_to_come_back_is_left_alone_until_then() {
-    let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(3));
-    for (status, after) in [(429, "2".to_owned()), (503, date)] {
-        let (server, log) = endpoint([Reply::Plain(status, Some((header::RETRY_AFTER, after)), String::new())]);
+    let seconds = || "2".to_owned();
+    let date = || httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(3));
+    for (status, after) in [(429, seconds as fn() -> String), (503, date)] {
+        let (server, log) = endpoint([Reply::Plain(status, Some((header::RETRY_AFTER, after())), String::new())]);
         let mut service = Service::start(args(&server)).await;
         let since = Instant::now();
         assert_eq!(service.ask().await.unwrap().text, "Red circles");
@@ -397,13 +398,8 @@ async fn the_key_is_in_no_log_no_error_no_answer_and_no_description() {
     // It sends the key back wherever it can.
     let back = format!("Incorrect API key provided: {KEY}");
     let error = json!({"error": {"message": back}});
-    let (server, log) = endpoint([
-        fails(500, &error),
-        said(json!(back), "stop"),
-        fails(401, &error),
-        fails(400, &json!(back)),
-        Reply::Plain(200, None, back.clone()),
-    ]);
+    let (server, log) =
+        endpoint([fails(500, &error), said(json!(back), "stop"), fails(401, &error), fails(400, &json!(back)), Reply::Plain(200, None, back.clone())]);
     let key = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(key.path(), KEY).unwrap();
     let args = LlmArgs { llm_key_file: Some(key.path().to_owned()), ..args(&server) };

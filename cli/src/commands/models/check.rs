@@ -171,7 +171,8 @@ fn look(name: &str, kind: Kind, folder: &Path, captioner: &CaptionerArgs) -> boo
         let refused = refused.to_string();
         for problem in kind.needs(folder).into_iter().filter_map(|need| problem_with(folder, need)) {
             // What the loader met first is said already.
-            if !refused.contains(&problem) {
+            let what = problem.split(": looked for").next().unwrap_or(&problem);
+            if !refused.contains(what) {
                 println!("  {:<10}        {problem}", "");
             }
         }

@@ -175,7 +175,10 @@ impl Manifest {
                 let to = format!("{name}/{}", file.to.as_ref().unwrap_or(&file.path));
                 for path in [&to, &file.path, repository, &model.revision] {
                     if !is_inside(path) {
-                        return Err(Problem::input(format!("{}: {path:?} in its manifest would lead out of the folder; paths are like onnx/model.onnx", self.name)));
+                        return Err(Problem::input(format!(
+                            "{}: {path:?} in its manifest would lead out of the folder; paths are like onnx/model.onnx",
+                            self.name
+                        )));
                     }
                 }
                 let url = format!("{endpoint}/{repository}/resolve/{}/{}", model.revision, file.path);

@@ -156,7 +156,9 @@ impl Endpoint {
         let why = format!("it answered {status}: {}", self.said(&body));
         let for_good = |code, reason, hint: &str| Failed::ForGood(Fault::new(code, reason, format!("{}: {why}{hint}", self.base)));
         match status {
-            StatusCode::UNAUTHORIZED if self.key.is_none() => for_good(Code::Unauthenticated, "LLM_KEY", "; set DND_LLM_KEY, or name a file with --llm-key-file"),
+            StatusCode::UNAUTHORIZED if self.key.is_none() => {
+                for_good(Code::Unauthenticated, "LLM_KEY", "; set DND_LLM_KEY, or name a file with --llm-key-file")
+            }
             StatusCode::UNAUTHORIZED => for_good(Code::Unauthenticated, "LLM_KEY", "; the key is not the right one"),
             StatusCode::FORBIDDEN => for_good(Code::PermissionDenied, "LLM_FORBIDDEN", ""),
             StatusCode::NOT_FOUND => for_good(Code::NotFound, "LLM_NOT_FOUND", "; the base URL, or the model's name, is not the right one"),
