@@ -78,16 +78,16 @@ def swin() -> torch.nn.Module:
 
 # Each layer with what its value is: channels first or last, tokens, or units.
 NETWORKS = {
-    "resnet50": (resnet, "torchvision", {"layer1.0.conv2": "first", "layer2": "first", "layer4.2": "first", "fc": "units"}),
+    "resnet50": (resnet, "torchvision", {"layer1.0.bn2": "first", "layer2": "first", "layer4.2": "first", "fc": "units"}),
     "vit_b_16": (vit, "transformers", {"network.vit.layers.0.mlp.fc1": "tokens", "network.vit.layers.5": "tokens", "network.vit.layers.11": "tokens"}),
     "swin_t": (swin, "timm", {"patch_embed": "last", "layers.1": "last", "layers.3.blocks.1": "last", "head": "units"}),
 }
 
 
 def hooked(network: torch.nn.Module, layers: list[str], inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What those modules give."""
+    """What those modules give, before a module after them works in place."""
     seen: dict[str, torch.Tensor] = {}
-    keep = lambda layer: lambda _, __, value: seen.update({layer: value[0] if isinstance(value, tuple) else value})  # noqa: E731
+    keep = lambda layer: lambda _, __, value: seen.update({layer: (value[0] if isinstance(value, tuple) else value).clone()})  # noqa: E731
     hooks = [network.get_submodule(layer).register_forward_hook(keep(layer)) for layer in layers]
     network(inputs)
     for hook in hooks:
@@ -119,17 +119,22 @@ def full_size(folder: Path) -> None:
         how = How(exporter="torchscript") if name == "swin_t" else How()
         write_target(network, folder / name, (SIDE, SIDE), preprocessing((SIDE, SIDE), None, IMAGENET_MEAN, IMAGENET_STD, "bilinear"), None, how)
         seen = hooked(network, list(layers), inputs)
+        # How far PyTorch's own 32-bit floats are from 64-bit ones: random weights amplify what is rounded.
+        exact = hooked(network.double(), list(layers), inputs.double())
         for layer, kind in layers.items():
+            exact_readings = readings(kind, exact[layer])
             for reading, (g, maps) in readings(kind, seen[layer]).items():
+                other = exact_readings[reading][0].double()
+                own = float(((g - other).abs() / other.abs().clamp_min(other.square().mean().sqrt())).max())
                 file = f"{name}.{layer}.{reading.replace(' ', '_')}"
                 g.contiguous().numpy().astype("<f4").tofile(folder / f"{file}.g.f32")
                 if maps is not None:
                     maps[:, :MAPS].contiguous().numpy().astype("<f4").tofile(folder / f"{file}.maps.f32")
                 spread = float((g.std(0) / g.abs().mean(0).clamp_min(1e-6)).median())
-                print(f"{name} {layer} {reading}: {tuple(g.shape)}, of {float(g.abs().mean()):.3g}, over pictures by {spread:.0%} of that")
+                print(f"{name} {layer} {reading}: {tuple(g.shape)}, of {float(g.abs().mean()):.3g}, over pictures by {spread:.0%} of that; {own:.1e} from 64-bit floats")
                 expected.append({
                     "network": name, "library": f"{library} {metadata.version(library)}", "layer": layer, "kind": kind, "reading": reading, "file": file,
-                    "units": g.shape[1], "map": list(maps.shape[2:]) if maps is not None else [],
+                    "units": g.shape[1], "own": own, "map": list(maps.shape[2:]) if maps is not None else [],
                 })
     (folder / "expected.json").write_text(json.dumps({"pictures": PICTURES, "maps": MAPS, "readings": expected}, indent=1) + "\n")
 

@@ -55,8 +55,8 @@ pub struct Wanted {
     pub value: String,
     /// What brings it to 32-bit floats.
     pub to_float: ToFloat,
-    /// Reduced over two of its axes; none gives the value as it is.
-    pub reduce: Option<Reduce>,
+    /// Reduced over the last two of its four axes; none gives the value as it is.
+    pub reduce: Option<Summary>,
 }
 
 /// What brings a value to 32-bit floats.
@@ -68,15 +68,6 @@ pub enum ToFloat {
     Cast,
     /// Its scale and zero point, from the integers of a quantised network.
     Dequantize,
-}
-
-/// A reduction over space.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reduce {
-    /// Mean or maximum.
-    pub summary: Summary,
-    /// The two axes of space, from 0.
-    pub axes: [i64; 2],
 }
 
 impl Wanted {
@@ -219,8 +210,8 @@ impl Network {
             if want.to_float != ToFloat::AsIs && made.insert(want.float()) {
                 add_float(graph, want)?;
             }
-            if let Some(reduce) = want.reduce {
-                add_reduction(graph, want, reduce, opset);
+            if let Some(summary) = want.reduce {
+                add_reduction(graph, want, summary, opset);
             }
         }
         let outputs: Vec<String> = wanted.iter().map(Wanted::output).collect();
@@ -397,9 +388,10 @@ fn quantization<'g>(graph: &'g GraphProto, value: &str) -> Option<(&'g str, Opti
     Some((named(scale)?, named(scale + 1)))
 }
 
-fn add_reduction(graph: &mut GraphProto, want: &Wanted, reduce: Reduce, opset: i64) {
+fn add_reduction(graph: &mut GraphProto, want: &Wanted, summary: Summary, opset: i64) {
+    const SPACE: [i64; 2] = [2, 3];
     let output = want.output();
-    let operator = match reduce.summary {
+    let operator = match summary {
         Summary::Mean => "ReduceMean",
         Summary::Max => "ReduceMax",
     };
@@ -411,12 +403,12 @@ fn add_reduction(graph: &mut GraphProto, want: &Wanted, reduce: Reduce, opset: i
             name: Some(axes.clone()),
             data_type: Some(DataType::Int64 as i32),
             dims: vec![2],
-            int64_data: reduce.axes.to_vec(),
+            int64_data: SPACE.to_vec(),
             ..Default::default()
         });
         made.input.push(axes);
     } else {
-        made.attribute.push(ints("axes", &reduce.axes));
+        made.attribute.push(ints("axes", &SPACE));
     }
     graph.node.push(made);
 }
@@ -552,7 +544,7 @@ mod tests {
     #[test]
     fn a_reduced_value_is_an_output_of_its_own_beside_the_value() {
         let value = Wanted::as_is("/layer1/layer1.0/Relu_output_0");
-        let mean = Wanted { reduce: Some(Reduce { summary: Summary::Mean, axes: [2, 3] }), ..value.clone() };
+        let mean = Wanted { reduce: Some(Summary::Mean), ..value.clone() };
         let graph = cut(&[mean.clone(), value.clone()]);
         let outputs: Vec<&str> = graph.output.iter().map(ValueInfoProto::name).collect();
         assert_eq!(outputs, [mean.output(), value.value]);

@@ -23,8 +23,8 @@ use futures::stream;
 use serde::{Deserialize, Serialize};
 use tonic::transport::Channel;
 
-/// The largest difference of an activation, in parts of the layer's root mean square.
-const LIMIT: f64 = 1e-4;
+/// The largest difference of an activation, in parts of itself, or of the layer's root mean square where that is more.
+const LIMIT: f64 = 5e-4;
 const TOP: usize = 10;
 
 #[derive(Deserialize)]
@@ -45,6 +45,8 @@ struct Reading {
     /// Beginning of the files' names: `.g.f32` (pictures, units), `.maps.f32` (pictures, maps, rows, columns).
     file: String,
     units: usize,
+    /// How far the library is itself from what it gives in 64-bit floats.
+    own: f64,
     /// Rows and columns; empty without space.
     map: Vec<usize>,
 }
@@ -66,9 +68,11 @@ fn rms(values: &[f64]) -> f64 {
     (values.iter().map(|value| value * value).sum::<f64>() / values.len() as f64).sqrt()
 }
 
-fn largest(ours: &[f64], theirs: &[f64]) -> f64 {
+/// The largest relative difference.
+fn largest(ours: &[f64], theirs: &[f64], scale: f64) -> f64 {
     assert_eq!(ours.len(), theirs.len());
-    ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, |most, off| if off.is_nan() { f64::INFINITY } else { most.max(off) })
+    let off = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs() / b.abs().max(scale));
+    off.fold(0.0, |most, off| if off.is_nan() { f64::INFINITY } else { most.max(off) })
 }
 
 struct Service {
@@ -166,10 +170,10 @@ async fn activations_at_full_size_are_those_of_pytorch() {
             let of = |all: &[Vec<f32>]| all.iter().flat_map(|picture| picture[first..first + reading.units].iter().map(|g| f64::from(*g))).collect::<Vec<_>>();
             let (ours, control) = (of(&activated), of(&elsewhere));
             first += reading.units;
-            let within = largest(&ours, &theirs) / scale;
-            let beyond = largest(&control, &theirs) / scale;
+            let within = largest(&ours, &theirs, scale);
+            let beyond = largest(&control, &theirs, scale);
             let turned: Vec<f64> = ours[reading.units..].iter().chain(&ours[..reading.units]).copied().collect();
-            let shifted = largest(&turned, &theirs) / scale;
+            let shifted = largest(&turned, &theirs, scale);
             let what = format!("{network} {} {}: {} units, {pictures} pictures", reading.layer, reading.reading, reading.units);
             assert!(within <= LIMIT, "{what}: {within:e}");
             assert!(beyond > LIMIT && shifted > LIMIT, "{what}: the controls pass: {beyond:e}, {shifted:e}");
@@ -185,10 +189,10 @@ async fn activations_at_full_size_are_those_of_pytorch() {
                 let mut order: Vec<usize> = (0..pictures).collect();
                 order.sort_by(|a, b| g(*b).total_cmp(&g(*a)).then(a.cmp(b)));
                 let places = probed.top.iter().map(|top| top.index as usize).zip(order).take(TOP);
-                let most = places.map(|(ours, theirs)| (g(ours) - g(theirs)).abs()).fold(0.0, f64::max);
+                let most = places.map(|(ours, theirs)| (g(ours) - g(theirs)).abs() / g(theirs).abs().max(scale)).fold(0.0, f64::max);
                 match most {
                     0.0 => equal += 1,
-                    most if most <= 2.0 * LIMIT * scale => near += 1,
+                    most if most <= 2.0 * LIMIT => near += 1,
                     most => panic!("{what}: unit {unit} has another order: {most:e}"),
                 }
             }
@@ -205,7 +209,7 @@ async fn activations_at_full_size_are_those_of_pytorch() {
                         assert_eq!([map.height as usize, map.width as usize], reading.map[..], "{what}");
                         let ours: Vec<f64> = map.values.iter().map(|value| f64::from(*value)).collect();
                         let at = (top.index as usize * expected.maps + unit) * size;
-                        most = most.max(largest(&ours, &theirs[at..at + size]) / scale);
+                        most = most.max(largest(&ours, &theirs[at..at + size], scale));
                     }
                 }
                 assert!(most <= LIMIT, "{what}: maps {most:e}");
@@ -214,7 +218,7 @@ async fn activations_at_full_size_are_those_of_pytorch() {
             rows.push(Row {
                 what,
                 reference: reading.library.clone(),
-                measured: format!("g within {within:.1e} of its RMS, maps {maps}; top {TOP} in the same order for {equal} units, {near} near ties"),
+                measured: format!("g within {within:.1e} (the library's own 32-bit floats within {:.1e} of 64-bit ones), maps {maps}; top {TOP} in the same order for {equal} units, {near} near ties", reading.own),
                 limit: format!("{LIMIT:.0e}"),
                 control: format!("deviation 1 % off: {beyond:.1e}; next picture: {shifted:.1e}"),
             });

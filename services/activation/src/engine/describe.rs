@@ -6,7 +6,7 @@ use dnd_mesh::Fault;
 use dnd_method::parameters::Summary;
 use dnd_onnx::{
     Error,
-    graph::{DataFormat, Given, Input, Layer, Network, Reduce, ToFloat, Wanted},
+    graph::{DataFormat, Given, Input, Layer, Network, ToFloat, Wanted},
     runtime::{self, EngineArgs},
 };
 use dnd_proto::v1 as proto;
@@ -44,14 +44,11 @@ impl LayerInfo {
         Wanted { value: self.value.clone(), to_float: self.to_float, reduce: None }
     }
 
-    /// A feature map's value reduced over space.
+    /// A feature map reduced over space by the runtime. With channels last it is done here: the runtime's sum over axes that are not the last depends on the
+    /// batch's size.
     pub(crate) fn reduced(&self, summary: Summary) -> Option<Wanted> {
-        let LayerKind::Channels { data_format, .. } = self.kind else { return None };
-        let axes = match data_format {
-            DataFormat::ChannelsFirst => [2, 3],
-            DataFormat::ChannelsLast => [1, 2],
-        };
-        Some(Wanted { reduce: Some(Reduce { summary, axes }), ..self.whole() })
+        let first = matches!(self.kind, LayerKind::Channels { data_format: DataFormat::ChannelsFirst, .. });
+        first.then(|| Wanted { reduce: Some(summary), ..self.whole() })
     }
 }
 

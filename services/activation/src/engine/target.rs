@@ -197,12 +197,12 @@ fn summaries(outputs: &SessionOutputs<'_>, layer: &LayerInfo, reading: Reading, 
     }
     let value = values(outputs, &layer.whole(), row, rows)?;
     let units = layer.units as usize;
+    let over = |first: usize| (0..units).map(|unit| summary::summarize(&column(value, units, unit, first), reading.summary)).collect();
     Ok(match (layer.kind, reading.token_summary) {
-        (LayerKind::Tokens { prefix, .. }, TokenSummary::PatchMean) => {
-            (0..units).map(|unit| summary::summarize(&column(value, units, unit, prefix), reading.summary)).collect()
-        }
+        (LayerKind::Channels { .. }, _) => over(0),
+        (LayerKind::Tokens { prefix, .. }, TokenSummary::PatchMean) => over(prefix),
         (LayerKind::Tokens { .. }, TokenSummary::Class) => value[..units].to_vec(),
-        (LayerKind::Channels { .. } | LayerKind::Units, _) => value.to_vec(),
+        (LayerKind::Units, _) => value.to_vec(),
     })
 }
 

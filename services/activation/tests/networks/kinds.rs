@@ -204,3 +204,19 @@ async fn units_of_a_fully_connected_layer_are_its_values() {
     assert_activations(&units, &values, mean);
     assert!(units[0].top[0].map.is_none());
 }
+
+#[tokio::test]
+async fn activations_of_a_map_with_channels_last_do_not_depend_on_the_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    let size = (56, 40);
+    let input = value("pixels", &[None, Some(56), Some(40), Some(3)]);
+    let nodes = vec![node("Sin", &["pixels"], "sine", vec![])];
+    let target = Net { nodes, ..Net::new(input, size, "sine") }.write(folder.path());
+    let (set, _) = pictures_of(folder.path(), 9, size);
+    let mut found = Vec::new();
+    for batch in [1, 4] {
+        let (mut client, _server) = service_of(batch, 1);
+        found.push(probe(&mut client, &target, &set, "sine", TokenSummary::Unspecified).await.unwrap());
+    }
+    assert_eq!(found[0], found[1]);
+}

@@ -38,8 +38,13 @@ use tonic::{Status, transport::Channel};
 const SIDE: u32 = 4;
 
 fn service() -> (ActivationServiceClient<Channel>, InProcess) {
+    service_of(3, 2)
+}
+
+/// One that runs so many pictures together, in so many sessions.
+fn service_of(batch: usize, sessions: usize) -> (ActivationServiceClient<Channel>, InProcess) {
     let blobs = Arc::new(Blobs::temporary().unwrap());
-    let activation = Activation::new(EngineArgs::sized(3, 2), ActivationArgs::default(), Arc::clone(&blobs));
+    let activation = Activation::new(EngineArgs::sized(batch, sessions), ActivationArgs::default(), Arc::clone(&blobs));
     let server = InProcess::start(blobs::add_to(add_to(Services::default(), Slot::filled(activation)), blobs));
     (ActivationServiceClient::new(server.channel()), server)
 }
@@ -218,7 +223,7 @@ fn assert_activations(units: &[ProbedUnit], values: &HashMap<String, [Vec<f32>; 
 #[tokio::test]
 async fn a_fixed_batch_and_an_older_operator_set_change_nothing() {
     let (mut client, _server) = service();
-    for (opset, batch) in [(13, None), (18, None), (13, Some(4)), (18, Some(1))] {
+    for (opset, batch) in [(7, None), (13, None), (18, None), (23, None), (13, Some(4)), (18, Some(1))] {
         let folder = tempfile::tempdir().unwrap();
         let target = write(folder.path(), opset, batch, vec![node("Relu", &["pixels"], "map", vec![])], vec![], "map");
         let (set, values) = probing_set(folder.path(), 10);
