@@ -17,8 +17,6 @@ from train import export
 
 from .layout import write_manifest
 
-ONE_FILE = 1_900_000_000
-"""Bytes: protocol buffers, and with them ONNX files, end at 2 GiB."""
 
 
 class CausalLm(torch.nn.Module):
@@ -83,11 +81,8 @@ def write_causal_lm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     dynamic |= {"logits": {0: "batch", 1: "tokens"}}
     for name in names:
         dynamic |= {f"past_key_values.{name}": {0: "batch", 2: "past"}, f"present.{name}": {0: "batch", 2: "total"}}
-    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     file = folder / "onnx" / "model.onnx"
-    export.export(
-        CausalLm(model), file, inputs, ["logits", *(f"present.{name}" for name in names)], dynamic, external_data="model.onnx_data" if size > ONE_FILE else None,
-    )
+    export.export(CausalLm(model), file, inputs, ["logits", *(f"present.{name}" for name in names)], dynamic)
     _check(model, file, 1e-4 if model.dtype == torch.float32 else 2e-2)
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)

@@ -101,7 +101,7 @@ async fn weights_may_lie_beside_the_model_under_the_name_that_it_says() {
     });
     assert_ne!(other.unwrap().model().digest, whole.model().digest, "the digest is of the weights, too");
     let error = load(&[("external.onnx", "onnx/model.onnx")]).err().unwrap().to_string();
-    assert!(error.contains("onnx/weights") && error.contains("weights of onnx/model.onnx are in it"), "{error}");
+    assert!(error.contains("onnx/weights") && error.contains("onnx/model.onnx keeps weights in it"), "{error}");
 }
 
 #[tokio::test]
