@@ -18,7 +18,6 @@ from train import export
 from .layout import write_manifest
 
 
-
 class CausalLm(torch.nn.Module):
     """Tokens and the cache so far, batch x heads x past x width of each layer's keys and values, to logits and the cache after them."""
 

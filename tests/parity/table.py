@@ -20,8 +20,8 @@ must show.
 
 That the method itself is the paper's is held by `tests/tests/parity.rs`: {units} units of the sketch suite's two targets, by the mean and the maximum of
 their maps, by every scoring function, against `tests/parity/reference.py`, which is the method once more on transformers, diffusers, OpenCV and Pillow. Top pictures, boxes,
-thresholds, captions, tokens, prompts, answers, candidates, ranks and labels are equal; activations are within 2e-4 (of drawn pictures 2e-2) of the largest,
-image products within 2e-3.
+thresholds, captions, tokens, prompts, answers, candidates, ranks and labels are equal; activations are within 1e-5 (of drawn pictures 1e-3) of the largest,
+image products within 1e-4.
 """
 
 
