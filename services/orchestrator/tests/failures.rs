@@ -32,6 +32,7 @@ use futures::{StreamExt as _, stream};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 type Captions = fn(&[u8]) -> Result<String, Fault>;
+type Answers = fn(&SummarizeRequest) -> Result<Answer, Fault>;
 
 /// How the stand-ins answer.
 #[derive(Default)]
@@ -42,7 +43,7 @@ struct Behaviour {
     summary: Option<fn(&SummarizeRequest) -> String>,
     simplified: Option<fn(&str) -> String>,
     /// By the request, in place of `summary`.
-    answer: Option<fn(&SummarizeRequest) -> Result<Answer, Fault>>,
+    answer: Option<Answers>,
     /// By concept and index; none is unusable.
     drawing: Option<fn(&str, u32) -> Option<Bytes>>,
     /// By the picture's bytes.

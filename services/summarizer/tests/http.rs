@@ -303,7 +303,8 @@ async fn an_answer_without_end_is_not_read_to_its_end() {
 #[tokio::test]
 async fn an_answer_that_is_empty_refused_or_cut_off_is_asked_for_again_and_then_told_with_its_text() {
     let refusal = || message(json!({"role": "assistant", "content": null, "refusal": "I can't help with that"}), "stop");
-    let cases: [(&str, fn() -> Reply, Answer); 5] = [
+    type Case = (&'static str, fn() -> Reply, Answer);
+    let cases: [Case; 5] = [
         ("empty", || said(json!("  "), "stop"), Answer::default()),
         ("without content", || said(Value::Null, "stop"), Answer::default()),
         ("refused", refusal, Answer { text: "I can't help with that".into(), refused: true, ..Default::default() }),

@@ -79,6 +79,8 @@ impl Kind {
     /// The files that a model in a folder needs.
     fn needs(self, folder: &Path) -> Vec<Need> {
         match self {
+            // Captions out of a fixed set of concepts.
+            Self::Captioner if model_type(folder).as_deref() == Some("clip") => Self::Clip.needs(folder),
             Self::Captioner => {
                 let (vision, text): (Need, Need) = match model_type(folder).as_deref() {
                     Some("vision-encoder-decoder") => (
@@ -93,7 +95,12 @@ impl Kind {
                 vec![CONFIG, PICTURES, TOKENIZER, vision, text]
             }
             Self::Summarizer if folder.join("genai_config.json").is_file() => vec![TOKENIZER, TOKENIZER_CONFIG, ("language model", &["*.onnx"])],
-            Self::Summarizer => vec![CONFIG, TOKENIZER, TOKENIZER_CONFIG, ("language model", &["onnx/model*.onnx", "model*.onnx"])],
+            Self::Summarizer => vec![
+                CONFIG,
+                TOKENIZER,
+                TOKENIZER_CONFIG,
+                ("language model", &["onnx/model*.onnx", "model*.onnx", "onnx/decoder_model*.onnx", "decoder_model*.onnx"]),
+            ],
             Self::Diffusion => vec![
                 ("pipeline", &["model_index.json"]),
                 ("text encoder", &["text_encoder/model*.onnx"]),
