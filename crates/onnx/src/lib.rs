@@ -2,7 +2,8 @@
 //!
 //! [`runtime`] finds ONNX Runtime and makes sessions; [`graph`] reads a network's file and cuts out of it what a caller asks for;
 //! [`pictures`] makes tensors of pictures; [`folder`] reads model folders in the layouts that they are published in;
-//! [`decoder`] runs text decoders with their caches; [`tokenizer`] turns texts into ids and back; [`tensors`] casts floats; [`service`] is the program around one model.
+//! [`decoder`] runs text decoders with their caches; [`tokenizer`] turns texts into ids and back; [`tensors`] casts floats;
+//! [`service`] is the program around one model.
 
 pub mod decoder;
 mod error;
