@@ -1,6 +1,7 @@
 """CLIP, both encoders with their projections: `python -m recipes.clip FOLDER MODEL`, MODEL a transformers folder or a model's name.
 
-Writes onnx/vision_model.onnx and onnx/text_model.onnx, config.json, preprocessor_config.json, the tokenizer and manifest.json, and checks the encoders against PyTorch.
+Writes onnx/vision_model.onnx and onnx/text_model.onnx, config.json, preprocessor_config.json, the tokenizer and manifest.json, and checks the encoders
+against PyTorch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def write(model: CLIPModel, tokenizer: CLIPTokenizer, pictures: CLIPImageProcess
     ids = torch.randint(words.vocab_size - 2, (2, words.max_position_embeddings))
     ids[:, -1] = tokenizer.eos_token_id
     for module, name, inputs, output in (
-        (Vision(model), "vision_model", {"pixel_values": torch.randn(2, 3, side, side)}, "image_embeds"), (Text(model), "text_model", {"input_ids": ids}, "text_embeds"),
+        (Vision(model), "vision_model", {"pixel_values": torch.randn(2, 3, side, side)}, "image_embeds"),
+        (Text(model), "text_model", {"input_ids": ids}, "text_embeds"),
     ):
         (key,) = inputs
         file = folder / f"onnx/{name}.onnx"

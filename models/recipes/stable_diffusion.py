@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x, 2.x, a turbo or a latent consistency model: `python -m recipes.stable_diffusion FOLDER MODEL`, MODEL a diffusers folder or a model's name.
+"""Stable Diffusion 1.x, 2.x, turbo, latent consistency models: `python -m recipes.stable_diffusion FOLDER MODEL`, MODEL a diffusers folder or a model's name.
 
 Writes text_encoder/, unet/ and vae_decoder/, each model.onnx and config.json, scheduler/, tokenizer/, model_index.json and manifest.json, and checks each
 part against PyTorch. A UNet of more than 2 GB keeps its weights beside it, in unet/model.onnx_data.
@@ -86,7 +86,8 @@ def write_rest(pipeline: DiffusionPipeline, folder: Path) -> None:
     said = {k: v for k, v in _said(scheduler.config).items() if k not in scheduler.config.get("_use_default_values", [])}
     write_json(folder / "scheduler/scheduler_config.json", {"_class_name": type(scheduler).__name__, **said})
     pipeline.tokenizer.save_pretrained(folder / "tokenizer")
-    parts = {name: [type(getattr(pipeline, name)).__module__.split(".")[0], type(getattr(pipeline, name)).__name__] for name in ("scheduler", "text_encoder", "tokenizer", "unet", "vae")}
+    kinds = {name: type(getattr(pipeline, name)) for name in ("scheduler", "text_encoder", "tokenizer", "unet", "vae")}
+    parts = {name: [kind.__module__.split(".")[0], kind.__name__] for name, kind in kinds.items()}
     write_json(folder / "model_index.json", {"_class_name": type(pipeline).__name__, **parts})
 
 

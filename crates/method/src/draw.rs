@@ -54,8 +54,9 @@ pub fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 /// Standard normal noise for image `index` of a concept: `size` values, filling channels, rows and columns in that order. Draw 0 is what the image
 /// starts from, draw `n` what is added to it after step `n`, counted from 1, by samplers that add noise.
 ///
-/// Key ("noise", seed, concept, index). A draw takes ⌈size / 4⌉ blocks, and draw `n` starts where the one before it ends. Box-Muller: two words, as numbers `a` and `b`, give `√(−2 ln a) · cos 2πb`, then
-/// `√(−2 ln a) · sin 2πb`, each rounded to `f32`. A diffusion model's `init_noise_sigma` is for the caller to multiply by.
+/// Key ("noise", seed, concept, index). A draw takes ⌈size / 4⌉ blocks, and draw `n` starts where the one before it ends. Box-Muller: two words,
+/// as numbers `a` and `b`, give `√(−2 ln a) · cos 2πb`, then `√(−2 ln a) · sin 2πb`, each rounded to `f32`. A diffusion model's
+/// `init_noise_sigma` is for the caller to multiply by.
 pub fn noise(seed: u64, concept: &str, index: u32, draw: u32, size: usize) -> Vec<f32> {
     let key = Key::new(&[b"noise", &number(seed), concept.as_bytes(), &number(index)]);
     let mut words = key.words_from(draw.wrapping_mul(size.div_ceil(4) as u32)).map(uniform);

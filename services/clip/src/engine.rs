@@ -136,6 +136,12 @@ impl Encoder {
     }
 }
 
+/// An embedding that is not finite, as half precision can give, is no answer.
+fn finite(embedded: Result<Embedding, Fault>) -> Result<Embedding, Fault> {
+    let all = |embedding: &Embedding| embedding.values.iter().all(|value| value.is_finite());
+    embedded.and_then(|embedding| if all(&embedding) { Ok(embedding) } else { Err(Error::Run("its embedding is not finite".to_owned()).into()) })
+}
+
 fn pixels_tensor(kind: TensorElementType, pre: &Preprocessor, count: usize, pixels: Vec<f32>) -> Result<SessionInputValue<'static>, Error> {
     let (height, width) = pre.size();
     Ok(float_tensor(kind, &[count, 3, height, width], pixels)?.into())
@@ -201,7 +207,7 @@ impl Worker for ImageRunner {
             })
             .collect();
         let count = read.iter().filter(|r| r.is_ok()).count();
-        batch::spread(read, self.embed(tensor, count).map_err(Fault::from))
+        batch::spread(read, self.embed(tensor, count).map_err(Fault::from)).into_iter().map(finite).collect()
     }
 }
 
@@ -259,6 +265,6 @@ impl Worker for TextRunner {
             read.push(self.tokens.encode(text).map(|ids| texts.push(ids)).map_err(Fault::from));
         }
         let embedded = if texts.is_empty() { Ok(Vec::new()) } else { self.embed(&texts) };
-        batch::spread(read, embedded.map_err(Fault::from))
+        batch::spread(read, embedded.map_err(Fault::from)).into_iter().map(finite).collect()
     }
 }

@@ -122,6 +122,24 @@ async fn a_half_precision_model_embeds_as_the_full_one_does() {
 }
 
 #[tokio::test]
+async fn an_embedding_that_is_not_finite_is_no_answer() {
+    let folder = copy();
+    let file = folder.path().join("onnx/vision_model.onnx");
+    let mut model = read(&file);
+    rename(&mut model, |value| if value == "image_embeds" { "projected".to_owned() } else { value.to_owned() });
+    let graph = model.graph.as_mut().unwrap();
+    graph.output[0].name = Some("image_embeds".to_owned());
+    // Of what is negative.
+    let (input, output) = (vec!["projected".to_owned()], vec!["image_embeds".to_owned()]);
+    graph.node.push(NodeProto { op_type: Some("Sqrt".to_owned()), input, output, ..Default::default() });
+    fs::write(&file, model.encode_to_vec()).unwrap();
+    let clip = Clip::load(folder.path(), &EngineArgs::sized(2, 1)).unwrap();
+    let fault = clip.image(pictures(1, 1).remove(0).1).await.unwrap_err();
+    assert!(fault.to_string().contains("not finite"), "{fault}");
+    assert!(clip.text("red circles".to_owned()).await.is_ok());
+}
+
+#[tokio::test]
 async fn both_encoders_may_be_in_one_graph() {
     let folder = copy();
     join(folder.path());
