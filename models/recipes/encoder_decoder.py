@@ -162,10 +162,18 @@ def write_decoder(model: PreTrainedModel, sizes: Sizes, seen: torch.Tensor, path
 
 @torch.no_grad()
 def check(model: PreTrainedModel, sizes: Sizes, seen: torch.Tensor, path: Path, tolerance: float) -> None:
-    """Decodes word by word with the exported decoder's cache; stops if the model's one pass over the whole text says otherwise."""
+    """Decodes word by word with the exported decoder's cache; stops if the model's one pass over the whole text, in float64, says otherwise.
+
+    How much a model magnifies the rounding of its floats differs from model to model: ten times what PyTorch's own are off is allowed.
+    """
     session, batch = export.session(path), len(seen)
     ids = torch.randint(sizes.vocabulary, (batch, 6))
-    want = model(input_ids=ids, encoder_hidden_states=seen, use_cache=False).logits.float().numpy()
+    say = lambda: model(input_ids=ids, encoder_hidden_states=seen.to(model.dtype), use_cache=False).logits.double().numpy()  # noqa: E731
+    own = say()
+    model.double()
+    want = say()
+    model.to(seen.dtype)
+    allowed = max(tolerance * max(1.0, float(np.abs(want).max())), 10 * float(np.abs(own - want).max()))
     given = {o.name for o in session.get_outputs()}
     cache = {i.name: np.zeros((batch, sizes.heads, 0, sizes.width), seen.numpy().dtype) for i in session.get_inputs() if i.name.startswith("past")}
     worst = 0.0
@@ -179,6 +187,6 @@ def check(model: PreTrainedModel, sizes: Sizes, seen: torch.Tensor, path: Path, 
                 raise SystemExit(f"{path}: no output {present}")
             if at == 0 or ".encoder." not in name:
                 cache[name] = outputs[present]
-    if not worst <= tolerance * max(1.0, float(np.abs(want).max())):
-        raise SystemExit(f"{path}: word by word it differs from PyTorch's pass over the whole text by {worst}")
-    print(f"{path.parent.name}/{path.name}: {path.stat().st_size / 1e6:.2f} MB, word by word within {worst:.1e} of PyTorch, of {np.abs(want).max():.3g}, batch of {batch}")
+    if not worst <= allowed:
+        raise SystemExit(f"{path}: word by word it differs from PyTorch's pass over the whole text by {worst}, more than {allowed}")
+    print(f"{path.parent.name}/{path.name}: {path.stat().st_size / 1e6:.2f} MB, word by word within {worst:.1e} of PyTorch, of {np.abs(want).max():.3g} ({allowed:.1e} allowed), batch of {batch}")
