@@ -16,19 +16,17 @@ from .encoder_decoder import Sizes, write_decoder
 from .layout import write_manifest
 
 
+@torch.no_grad()
 def write(model: BlipForConditionalGeneration, folder: Path, source: str) -> None:
     """The graphs, configurations and manifest; the tokenizer and the picture processor are the caller's to save before."""
-    model = model.eval()
-    text, vision = model.config.text_config, model.config.vision_config
-    side, file = vision.image_size, folder / "onnx/vision_model.onnx"
-    export.export(Vision(model), file, {"pixel_values": torch.randn(2, 3, side, side)}, ["last_hidden_state"], {"pixel_values": {0: "batch"}, "last_hidden_state": {0: "batch"}})
+    see, text = Vision(model.eval()), model.config.text_config
+    pixels = torch.randn(3, 3, *[model.config.vision_config.image_size] * 2)
+    file = folder / "onnx/vision_model.onnx"
+    export.export(see, file, {"pixel_values": pixels[:2]}, ["last_hidden_state"], {"pixel_values": {0: "batch"}, "last_hidden_state": {0: "batch"}})
     for count in (1, 3):
-        export.check(Vision(model), file, {"pixel_values": torch.randn(count, 3, side, side)}, tolerance=1e-3)
-    sizes = Sizes(
-        text.num_hidden_layers, text.num_attention_heads, text.hidden_size // text.num_attention_heads, (side // vision.patch_size) ** 2 + 1,
-        text.encoder_hidden_size, text.vocab_size,
-    )
-    write_decoder(model.text_decoder, sizes, folder / "onnx/text_decoder_model.onnx")
+        export.check(see, file, {"pixel_values": pixels[:count]}, tolerance=1e-3)
+    sizes = Sizes(text.num_hidden_layers, text.num_attention_heads, text.hidden_size // text.num_attention_heads, text.vocab_size)
+    write_decoder(model.text_decoder, sizes, see(pixels), folder / "onnx/text_decoder_model.onnx")
     write_json(folder / "config.json", model.config.to_dict() | {"architectures": ["BlipForConditionalGeneration"]})
     write_json(folder / "generation_config.json", {k: getattr(text, k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")})
     write_manifest(folder, source)

@@ -24,14 +24,11 @@ from train import export
 
 @dataclass
 class Sizes:
-    """What the inputs of a decoder measure."""
+    """What a decoder's cache measures, and its vocabulary."""
 
     layers: int
     heads: int
     width: int
-    seen: int
-    """Tokens of the encoder's output, and their dimensions."""
-    seen_width: int
     vocabulary: int
 
 
@@ -66,9 +63,9 @@ class First(nn.Module):
 class Later(nn.Module):
     """All later tokens; what the encoder saw is in the cache."""
 
-    def __init__(self, model: PreTrainedModel, sizes: Sizes):
+    def __init__(self, model: PreTrainedModel, sizes: Sizes, seen_width: int):
         super().__init__()
-        self.model, self.layers, self.seen_width = model, sizes.layers, sizes.seen_width
+        self.model, self.layers, self.seen_width = model, sizes.layers, seen_width
 
     def forward(self, input_ids, *past):
         # That there is an encoder must be told; it is not looked at.
@@ -131,19 +128,20 @@ def merge(first: Path, later: Path, path: Path, presents: list[str], cross_prese
     onnx.save(merged, str(path))
 
 
-def _inputs(sizes: Sizes, dtype: torch.dtype, names: list[str], cross_names: list[str], batch: int, tokens: int, past: int, seeing: bool) -> dict[str, torch.Tensor]:
-    values = {"input_ids": torch.randint(sizes.vocabulary, (batch, tokens))}
+def _inputs(sizes: Sizes, seen: torch.Tensor, names: list[str], cross_names: list[str], past: int, seeing: bool) -> dict[str, torch.Tensor]:
+    seen = seen[:2]
+    values = {"input_ids": torch.randint(sizes.vocabulary, (2, 3))}
     if seeing:
-        values["encoder_hidden_states"] = torch.randn(batch, sizes.seen, sizes.seen_width, dtype=dtype)
-    for keys, length in ((names, past), (cross_names, sizes.seen)):
-        values |= {f"past_key_values.{key}": torch.randn(batch, sizes.heads, length, sizes.width, dtype=dtype) for key in keys}
+        values["encoder_hidden_states"] = seen
+    for keys, length in ((names, past), (cross_names, seen.shape[1])):
+        values |= {f"past_key_values.{key}": torch.randn(2, sizes.heads, length, sizes.width, dtype=seen.dtype) for key in keys}
     return values
 
 
 @torch.no_grad()
-def write_decoder(model: PreTrainedModel, sizes: Sizes, path: Path, cross: bool = True, tolerance: float = 1e-4) -> None:
-    """Writes the merged decoder of `model`, and checks it word by word. `cross`: the cache is of the encoder, too."""
-    model, dtype = model.eval(), model.dtype
+def write_decoder(model: PreTrainedModel, sizes: Sizes, seen: torch.Tensor, path: Path, cross: bool = True, tolerance: float = 1e-4) -> None:
+    """Writes the merged decoder of `model`, and checks it word by word. `seen` is the encoder's output for three pictures. `cross`: the cache is of the encoder, too."""
+    model = model.eval()
     own = ".decoder" if cross else ""
     names = [f"{layer}{own}.{kind}" for layer in range(sizes.layers) for kind in ("key", "value")]
     cross_names = [f"{layer}.encoder.{kind}" for layer in range(sizes.layers) for kind in ("key", "value")] if cross else []
@@ -153,20 +151,29 @@ def write_decoder(model: PreTrainedModel, sizes: Sizes, path: Path, cross: bool 
     axes |= {n: {0: "batch", 2: "total"} for n in presents} | {n: {0: "batch", 2: "seen"} for n in cross_presents}
     with tempfile.TemporaryDirectory() as folder:
         first, later = Path(folder) / "first.onnx", Path(folder) / "later.onnx"
-        export.export(First(model, sizes, cross), first, _inputs(sizes, dtype, [], [], 2, 3, 0, True), ["logits", *presents, *cross_presents], axes)
-        export.export((Later if cross else LaterSeeing)(model, sizes), later, _inputs(sizes, dtype, names, cross_names, 2, 3, 5, not cross), ["logits", *presents], axes)
+        export.export(First(model, sizes, cross), first, _inputs(sizes, seen, [], [], 0, True), ["logits", *presents, *cross_presents], axes)
+        rest = Later(model, sizes, seen.shape[2]) if cross else LaterSeeing(model, sizes)
+        export.export(rest, later, _inputs(sizes, seen, names, cross_names, 5, not cross), ["logits", *presents], axes)
         path.parent.mkdir(parents=True, exist_ok=True)
         merge(first, later, path, presents, cross_presents)
     for batch in (1, 3):
-        check(model, sizes, path, batch, tolerance)
+        check(model, sizes, seen[:batch], path, tolerance)
 
 
 @torch.no_grad()
-def check(model: PreTrainedModel, sizes: Sizes, path: Path, batch: int, tolerance: float) -> None:
-    """Decodes word by word with the exported decoder's cache; stops if the model's one pass over the whole text says otherwise."""
-    session = export.session(path)
-    ids, seen = torch.randint(sizes.vocabulary, (batch, 6)), torch.randn(batch, sizes.seen, sizes.seen_width, dtype=model.dtype)
-    want = model(input_ids=ids, encoder_hidden_states=seen, use_cache=False).logits.float().numpy()
+def check(model: PreTrainedModel, sizes: Sizes, seen: torch.Tensor, path: Path, tolerance: float) -> None:
+    """Decodes word by word with the exported decoder's cache; stops if the model's one pass over the whole text, in float64, says otherwise.
+
+    How much a model magnifies the rounding of its floats differs from model to model: ten times what PyTorch's own are off is allowed.
+    """
+    session, batch = export.session(path), len(seen)
+    ids = torch.randint(sizes.vocabulary, (batch, 6))
+    say = lambda: model(input_ids=ids, encoder_hidden_states=seen.to(model.dtype), use_cache=False).logits.double().numpy()  # noqa: E731
+    own = say()
+    model.double()
+    want = say()
+    model.to(seen.dtype)
+    allowed = max(tolerance * max(1.0, float(np.abs(want).max())), 10 * float(np.abs(own - want).max()))
     given = {o.name for o in session.get_outputs()}
     cache = {i.name: np.zeros((batch, sizes.heads, 0, sizes.width), seen.numpy().dtype) for i in session.get_inputs() if i.name.startswith("past")}
     worst = 0.0
@@ -180,6 +187,6 @@ def check(model: PreTrainedModel, sizes: Sizes, path: Path, batch: int, toleranc
                 raise SystemExit(f"{path}: no output {present}")
             if at == 0 or ".encoder." not in name:
                 cache[name] = outputs[present]
-    if not worst <= tolerance * max(1.0, float(np.abs(want).max())):
-        raise SystemExit(f"{path}: word by word it differs from PyTorch's pass over the whole text by {worst}")
-    print(f"{path.parent.name}/{path.name}: {path.stat().st_size / 1e6:.2f} MB, word by word within {worst:.1e} of PyTorch, of {np.abs(want).max():.3g}, batch of {batch}")
+    if not worst <= allowed:
+        raise SystemExit(f"{path}: word by word it differs from PyTorch's pass over the whole text by {worst}, more than {allowed}")
+    print(f"{path.parent.name}/{path.name}: {path.stat().st_size / 1e6:.2f} MB, word by word within {worst:.1e} of PyTorch, of {np.abs(want).max():.3g} ({allowed:.1e} allowed), batch of {batch}")

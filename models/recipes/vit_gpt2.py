@@ -35,9 +35,8 @@ def write_graphs(model: VisionEncoderDecoderModel, folder: Path, kind: str = "",
     export.export(see, file, pixels(2), ["last_hidden_state"], {"pixel_values": {0: "batch"}, "last_hidden_state": {0: "batch"}})
     for count in (1, 3):
         export.check(see, file, pixels(count), tolerance)
-    seen = see(pixels(1)["pixel_values"])
-    sizes = Sizes(text.num_hidden_layers, text.num_attention_heads, text.hidden_size // text.num_attention_heads, *seen.shape[1:], text.vocab_size)
-    write_decoder(model.decoder, sizes, folder / f"onnx/decoder_model_merged{kind}.onnx", cross, tolerance)
+    sizes = Sizes(text.num_hidden_layers, text.num_attention_heads, text.hidden_size // text.num_attention_heads, text.vocab_size)
+    write_decoder(model.decoder, sizes, see(pixels(3)["pixel_values"]), folder / f"onnx/decoder_model_merged{kind}.onnx", cross, tolerance)
 
 
 def write(model: VisionEncoderDecoderModel, folder: Path, source: str) -> None:

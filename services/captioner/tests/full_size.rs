@@ -1,7 +1,7 @@
 //! BLIP at its published size beside transformers. `tests/parity/captions.py` makes the model and what is expected of it, in $DND_PARITY/captions.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::{collections::HashSet, env, fs, path::PathBuf};
+use std::{collections::HashSet, env, fs, num::NonZeroUsize, path::PathBuf};
 
 use dnd_captioner::{Captioner, CaptionerArgs, Generation, Picture};
 use dnd_onnx::runtime::EngineArgs;
@@ -34,7 +34,9 @@ impl Case {
 async fn blip_base_says_what_it_says_in_transformers() {
     let folder = PathBuf::from(env::var_os("DND_PARITY").expect("DND_PARITY names the folder of the models")).join("captions");
     let cases: Vec<Case> = serde_json::from_str(&fs::read_to_string(folder.join("expected.json")).unwrap()).unwrap();
-    let captioner = Captioner::load(&folder.join("model"), &CaptionerArgs::default(), &EngineArgs::sized(5, 1)).unwrap();
+    // All threads, and a picture's beams at a time.
+    let args = EngineArgs { batch: NonZeroUsize::new(5).unwrap(), ..EngineArgs::one_session() };
+    let captioner = Captioner::load(&folder.join("model"), &CaptionerArgs::default(), &args).unwrap();
     let mut rows = Vec::new();
     for case in &cases {
         let Case { max_new_tokens, min_length, num_beams, repetition_penalty, length_penalty, .. } = *case;
