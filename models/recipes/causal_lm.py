@@ -73,7 +73,7 @@ def write_causal_lm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     """Writes the folder of a summariser; `model` is in float32 or float16."""
     if getattr(model.config, "sliding_window", None) and "sliding_attention" in (getattr(model.config, "layer_types", None) or []):
         raise SystemExit("layers that look at a window of the text only are not exported right: take optimum's or onnxruntime-genai's export")
-    model = model.eval()
+    model.eval()
     inputs = _inputs(model, 2, 3, 5)
     names = [name.split(".", 1)[1] for name in inputs if name.startswith("past")]
     dynamic = {"input_ids": {0: "batch", 1: "tokens"}, "attention_mask": {0: "batch", 1: "total"}, "position_ids": {0: "batch", 1: "tokens"}}

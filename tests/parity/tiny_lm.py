@@ -35,18 +35,15 @@ def model(vocabulary: int) -> LlamaForCausalLM:
 def merged(whole: onnx.ModelProto) -> onnx.ModelProto:
     """As optimum merges: one branch for no cache and one for a cache, over the same weights."""
     graph, branches = whole.graph, []
+    outside = {value.name for value in [*graph.input, *graph.initializer]} | {""}
     for which in ("no_past", "past"):
-        branch = helper.make_graph([], which, [], [])
-        outputs = {output.name for output in graph.output}
-        for node in graph.node:
-            node = branch.node.add().CopyFrom(node) or branch.node[-1]
+        branch = helper.make_graph(list(graph.node), which, [], list(graph.output))
+        for node in branch.node:
             node.name = f"{which}/{node.name}"
+            node.input[:] = [name if name in outside else f"{name}/{which}" for name in node.input]
             node.output[:] = [f"{name}/{which}" for name in node.output]
-            node.input[:] = [name if name in {i.name for i in [*graph.input, *graph.initializer]} or not name else f"{name}/{which}" for name in node.input]
-        for output in graph.output:
-            branch.output.add().CopyFrom(output)
-            branch.output[-1].name = f"{output.name}/{which}"
-        assert outputs
+        for output in branch.output:
+            output.name = f"{output.name}/{which}"
         branches.append(branch)
     branch = helper.make_tensor_value_info("use_cache_branch", TensorProto.BOOL, [1])
     node = helper.make_node("If", ["use_cache_branch"], [o.name for o in graph.output], else_branch=branches[0], then_branch=branches[1])
