@@ -85,9 +85,8 @@ def write_causal_lm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         dynamic |= {f"past_key_values.{name}": {0: "batch", 2: "past"}, f"present.{name}": {0: "batch", 2: "total"}}
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     file = folder / "onnx" / "model.onnx"
-    export.export(
-        CausalLm(model), file, inputs, ["logits", *(f"present.{name}" for name in names)], dynamic, external_data="model.onnx_data" if size > ONE_FILE else None,
-    )
+    outputs, beside = ["logits", *(f"present.{name}" for name in names)], "model.onnx_data" if size > ONE_FILE else None
+    export.export(CausalLm(model), file, inputs, outputs, dynamic, external_data=beside)
     _check(model, file, 1e-4 if model.dtype == torch.float32 else 2e-2)
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)

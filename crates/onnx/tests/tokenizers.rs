@@ -94,8 +94,11 @@ fn public_vocabularies_give_the_same_ids() {
         };
         let (differ, control) = (differing(str::to_owned), differing(str::to_uppercase));
         rows.push(json!({
-            "what": format!("ids of texts of many scripts, {name}"), "reference": "transformers 5.24.0", "measured": format!("{} of {} equal; {}", texts.len() - differ, texts.len(), parted[&name]),
-            "limit": "all", "control": format!("in capitals {control} differ"),
+            "what": format!("ids of texts of many scripts, {name}"),
+            "reference": "transformers 5.24.0",
+            "measured": format!("{} of {} equal; {}", texts.len() - differ, texts.len(), parted[&name]),
+            "limit": "all",
+            "control": format!("in capitals {control} differ"),
         }));
         println!("{name}: {differ} of {} differ; in capitals {control}", texts.len());
         assert!(differ == 0 && control > 100, "{name}");
