@@ -23,6 +23,8 @@ PARTS = {
     "token_embd": "model.embed_tokens", "output_norm": "model.norm",
 }
 """GGUF's names of a Llama's parts, and transformers'."""
+SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+"""transformers' names of the special tokens, and GGUF's."""
 CONTROL = 3
 """GGUF's type of tokens that are no text."""
 
@@ -42,10 +44,11 @@ def _name(tensor: str) -> str:
 
 def network(file: GGUFReader) -> LlamaForCausalLM:
     about = {key.removeprefix("llama."): field.contents() for key, field in file.fields.items() if key.startswith("llama.")}
-    ids = {f"{kind}_token_id": file.fields[f"tokenizer.ggml.{other}_token_id"].contents() for kind, other in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))}
+    ids = {f"{kind}_token_id": file.fields[f"tokenizer.ggml.{SPECIAL[kind]}_token_id"].contents() for kind in ("bos", "eos", "pad")}
     config = LlamaConfig(
-        vocab_size=about["vocab_size"], hidden_size=about["embedding_length"], intermediate_size=about["feed_forward_length"], num_hidden_layers=about["block_count"],
-        num_attention_heads=about["attention.head_count"], num_key_value_heads=about["attention.head_count_kv"], max_position_embeddings=about["context_length"],
+        vocab_size=about["vocab_size"], hidden_size=about["embedding_length"], intermediate_size=about["feed_forward_length"],
+        num_hidden_layers=about["block_count"], num_attention_heads=about["attention.head_count"], num_key_value_heads=about["attention.head_count_kv"],
+        max_position_embeddings=about["context_length"],
         rms_norm_eps=about["attention.layer_norm_rms_epsilon"], rope_parameters={"rope_type": "default", "rope_theta": about["rope.freq_base"]},
         tie_word_embeddings=True, architectures=["LlamaForCausalLM"], **ids,
     )
@@ -76,7 +79,7 @@ def tokenizer(file: GGUFReader) -> PreTrainedTokenizerFast:
     inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens([AddedToken(token, normalized=False, special=True) for token, kind in zip(tokens, said("token_type")) if kind == CONTROL])
-    special = {f"{kind}_token": tokens[said(f"{other}_token_id")] for kind, other in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))}
+    special = {f"{kind}_token": tokens[said(f"{other}_token_id")] for kind, other in SPECIAL.items()}
     length = file.fields["llama.context_length"].contents()
     made = PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=length, clean_up_tokenization_spaces=False, **special)
     made.chat_template = file.fields["tokenizer.chat_template"].contents()

@@ -122,8 +122,8 @@ def tokenizers(folder: Path) -> None:
     clip = CLIPTokenizer(vocab=vocab, merges=[merge for merge in original.bpe_ranks if len(merge) == 2])
     made, parted = {}, {}
     for name, library, by_itself in (
-        ("smollm2", smollm2.tokenizer(file), own), ("bert", AutoTokenizer.from_pretrained(vocabulary.parent), lambda line: plain.encode(line, add_special_tokens=False)),
-        ("clip", clip, original.encode),
+        ("smollm2", smollm2.tokenizer(file), own), ("clip", clip, original.encode),
+        ("bert", AutoTokenizer.from_pretrained(vocabulary.parent), lambda line: plain.encode(line, add_special_tokens=False)),
     ):
         library.save_pretrained(folder / name)
         made[name] = [library(line, add_special_tokens=False).input_ids for line in lines]

@@ -42,7 +42,8 @@ class Day(datetime.datetime):
 
 HARD = {
     "quotes, braces and tags": [
-        "\"quoted\" 'and' `ticked` \\n \\ back", "{{ messages }} {% if x %} {# no #} {\"a\": 1} }} %}", "<b>&amp;</b> <|im_end|> [INST] </s> <think>so</think> that",
+        "\"quoted\" 'and' `ticked` \\n \\ back", "{{ messages }} {% if x %} {# no #} {\"a\": 1} }} %}",
+        "<b>&amp;</b> <|im_end|> [INST] </s> <think>so</think> that",
     ],
     "white space": [
         "  leading and trailing \n", "\n\tlines\r\nof several\n\n kinds\u2028\u0085.", "\u00a0\u3000no-break and wide\u2003", "\x0bother\x0c", "", " \n ",
@@ -55,7 +56,8 @@ HARD = {
 
 def conversations() -> dict[str, Messages]:
     made = {
-        "prompt 1": simplify(CAPTIONS[0]), "prompt 1, awkward": simplify(CAPTIONS[2]), "prompt 2": summarize(CAPTIONS), "prompt 2, asked again": summarize_again(CAPTIONS),
+        "prompt 1": simplify(CAPTIONS[0]), "prompt 1, awkward": simplify(CAPTIONS[2]), "prompt 2": summarize(CAPTIONS),
+        "prompt 2, asked again": summarize_again(CAPTIONS),
     }
     for name, texts in HARD.items():
         texts = texts if len(texts) % 2 else [*texts, "and then?"]

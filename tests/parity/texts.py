@@ -16,8 +16,8 @@ MARKS = [*range(0x0300, 0x0316), 0x0327, 0x093E, 0x094D, 0x064E, 0x05B0, 0x3099,
 SPACES = " \t\n\r\v\f\u00a0\u1680\u2003\u2028\u200b\u3000\ufeff\u0085"
 CONTROLS = "\x00\x01\x1b\x1c\x7f\x80\u202a\u202e\u2066\u2069\ufffd\u00ad"
 WORDS = (
-    "a the of red background photograph Straße naïve don't they're I'll we've O'Neill U.S.A. 3.14 1,000 e-mail user@host.net <|endoftext|> [CLS] [MASK] <|im_start|> "
-    "##ing x² ½ Ⅳ ﬁne İstanbul ǅ ΣΑΣ café cafe\u0301 Łódź 東京 서울 مرحبا שלום привет नमस्ते สวัสดี 👩‍👩‍👧‍👦 👍🏽 🇩🇪 ❤️ \u1e9b\u0323 I\u0307 "
+    "a the of red background photograph Straße naïve don't they're I'll we've O'Neill U.S.A. 3.14 1,000 e-mail user@host.net <|endoftext|> [CLS] [MASK] "
+    "<|im_start|> ##ing x² ½ Ⅳ ﬁne İstanbul ǅ ΣΑΣ café cafe\u0301 Łódź 東京 서울 مرحبا שלום привет नमस्ते สวัสดี 👩‍👩‍👧‍👦 👍🏽 🇩🇪 ❤️ \u1e9b\u0323 I\u0307 "
     "&amp; &lt; http://a.b/c?d=e --- ... !? 'quoted' \"double\" `tick` snake_case CamelCase 2026-11-25 $5 50% #tag"
 ).split(" ")
 
@@ -46,7 +46,8 @@ def texts(count: int = 5000, seed: int = 0) -> list[str]:
         space = lambda: " " if rng.random() < 0.7 else rng.choice(SPACES) * rng.randint(0, 3)  # noqa: E731
         return "".join(p + space() for p in (piece() for _ in range(rng.randint(1, 5))))
 
-    made = ["", " ", "  \n\t ", "a" * 101, "é" * 100, "字" * 60, "a" * 300 + " b", "'" * 20, "<|endoftext|>" * 3, "[SEP][PAD] [UNK]", "\x00", "e" + "\u0301" * 30]
+    made = ["", " ", "  \n\t ", "a" * 101, "é" * 100, "字" * 60, "a" * 300 + " b", "'" * 20, "<|endoftext|>" * 3, "[SEP][PAD] [UNK]", "\x00"]
+    made.append("e" + "\u0301" * 30)
     return made + [text() for _ in range(count - len(made))]
 
 

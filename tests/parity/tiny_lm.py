@@ -26,8 +26,8 @@ TINY = ROOT / "services/summarizer/tests/fixtures/tiny"
 def model(vocabulary: int) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=2048,
-        tie_word_embeddings=True, bos_token_id=1, eos_token_id=0, pad_token_id=0, initializer_range=1.0,
+        vocab_size=vocabulary, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=1, eos_token_id=0, pad_token_id=0, initializer_range=1.0,
     )
     return LlamaForCausalLM._from_config(config, attn_implementation="eager").eval()
 

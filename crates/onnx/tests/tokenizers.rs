@@ -58,7 +58,7 @@ fn texts_of_many_scripts_have_the_ids_that_transformers_gives_them_and_come_back
         for (hundred, texts) in texts.chunks(100).enumerate() {
             let ids = |special| texts.iter().map(|text| tokenizer.encode(text, special).unwrap()).collect::<Vec<_>>();
             let (plain, special) = (ids(false), ids(true));
-            let which = format!("{}, texts {}00 to {0}99", golden.model, hundred);
+            let which = format!("{}, texts {hundred}00 to {hundred}99", golden.model);
             assert_eq!(ids_digest(&plain), golden.plain[hundred], "{which}");
             assert_eq!(ids_digest(&special), golden.special[hundred], "{which}, with special tokens");
             for (tokenizer, expected) in [(&tokenizer, &golden.decoded), (&cleaning, &golden.cleaned_up)] {
@@ -94,8 +94,11 @@ fn public_vocabularies_give_the_same_ids() {
         };
         let (differ, control) = (differing(str::to_owned), differing(str::to_uppercase));
         rows.push(json!({
-            "what": format!("ids of texts of many scripts, {name}"), "reference": "transformers 5.24.0", "measured": format!("{} of {} equal; {}", texts.len() - differ, texts.len(), parted[&name]),
-            "limit": "all", "control": format!("in capitals {control} differ"),
+            "what": format!("ids of texts of many scripts, {name}"),
+            "reference": "transformers 5.24.0",
+            "measured": format!("{} of {} equal; {}", texts.len() - differ, texts.len(), parted[&name]),
+            "limit": "all",
+            "control": format!("in capitals {control} differ"),
         }));
         println!("{name}: {differ} of {} differ; in capitals {control}", texts.len());
         assert!(differ == 0 && control > 100, "{name}");
