@@ -45,7 +45,7 @@ async fn probe(pictures: &str, preprocessing: Preprocessing, layers: &[&str]) ->
     let server = InProcess::start(add_to(Services::default(), Slot::filled(activation)));
     let uri = |name: &str| format!("file:{}", folder().join(name).display());
     let request = ProbeRequest {
-        target: Some(Target { uri: uri("network.onnx"), digest: String::new(), preprocessing: Some(preprocessing), options: None }),
+        target: Some(Target { uri: uri("network.onnx"), preprocessing: Some(preprocessing), ..Default::default() }),
         probing_set: Some(ProbingSet { sources: vec![ProbingSource { source: Some(Source::Uri(uri(pictures))) }] }),
         layers: layers.iter().map(|layer| LayerUnits { layer: (*layer).to_owned(), units: Vec::new() }).collect(),
         top: Some(20),

@@ -58,7 +58,7 @@ fn main() {
     let blobs = Arc::new(Blobs::temporary().unwrap());
     let activation = Activation::new(args, ActivationArgs::default(), blobs);
     let request = ProbeRequest {
-        target: Some(Target { uri: format!("file:{}", network.display()), digest: String::new(), preprocessing: Some(preprocessing), options: None }),
+        target: Some(Target { uri: format!("file:{}", network.display()), preprocessing: Some(preprocessing), ..Default::default() }),
         probing_set: Some(ProbingSet { sources: vec![ProbingSource { source: Some(Source::Uri(format!("file:{}", folder.path().display()))) }] }),
         layers: ["layer1", "layer2", "layer3", "layer4", "fc"].map(|layer| LayerUnits { layer: layer.to_owned(), units: Vec::new() }).to_vec(),
         ..Default::default()

@@ -43,7 +43,7 @@ fn start(batch: usize, sessions: usize, map_memory: usize) -> Service {
 fn target(name: &str) -> Target {
     let path = sketch(&format!("targets/{name}/{name}.onnx"));
     let config: PreprocessorConfig = read_json(&path.with_file_name("preprocessor_config.json")).unwrap();
-    Target { uri: format!("file:{}", path.display()), digest: String::new(), preprocessing: Some(config.preprocessing().unwrap()), options: None }
+    Target { uri: format!("file:{}", path.display()), preprocessing: Some(config.preprocessing().unwrap()), ..Default::default() }
 }
 
 fn set(folder: &Path) -> ProbingSet {

@@ -129,18 +129,33 @@ pub(crate) fn trial(network: &Network, input: &Input, options: &proto::TargetOpt
     let formats = network.data_formats(input, &shapes)?;
     let format = |value: &str| formats.get(value).copied();
     let said = Given::from(options).data_format;
-    let maps = shapes.iter().filter_map(|(value, shape)| match (format(value)?, &shape[..]) {
-        (DataFormat::ChannelsFirst, &[_, _, height, width]) | (DataFormat::ChannelsLast, &[_, height, width, _]) => Some((height, width)),
+    let maps: Vec<(DataFormat, usize, usize)> = shapes
+        .iter()
+        .filter_map(|(value, shape)| match (format(value)?, &shape[..]) {
+            (format @ DataFormat::ChannelsFirst, &[_, _, height, width]) | (format @ DataFormat::ChannelsLast, &[_, height, width, _]) => {
+                Some((format, height, width))
+            }
+            _ => None,
+        })
+        .collect();
+    // What was stacked or picked from feature maps is of their size, and in their order.
+    let like = |shape: &[usize]| match *shape {
+        [_, second, third, fourth] => [(DataFormat::ChannelsFirst, third, fourth), (DataFormat::ChannelsLast, second, third)]
+            .into_iter()
+            .find(|map| map.1 * map.2 > 1 && maps.contains(map))
+            .map(|map| map.0),
         _ => None,
-    });
-    let grids = Grids { maps: maps.collect(), input: (height, width), prefix: options.prefix_tokens.map(|tokens| tokens as usize) };
+    };
+    let format = |value: &str, shape: &[usize]| format(value).or_else(|| like(shape));
+    let sizes = maps.iter().map(|(_, height, width)| (*height, *width)).collect();
+    let grids = Grids { maps: sizes, input: (height, width), prefix: options.prefix_tokens.map(|tokens| tokens as usize) };
     let mut layers = Vec::new();
     let mut refused = HashMap::new();
     let mut last = String::new();
     for Layer { name, value, operator } in candidates {
         let found = match values.get(&value) {
             Some((element, shape)) => to_float(network, &value, *element)?
-                .and_then(|to_float| kind(shape, batch, format(&value), said, &grids).map(|(kind, units)| (to_float, kind, units as u32))),
+                .and_then(|to_float| kind(shape, batch, format(&value, shape), said, &grids).map(|(kind, units)| (to_float, kind, units as u32))),
             None => Err("it is no tensor".to_owned()),
         };
         match found {
