@@ -200,7 +200,7 @@ fn kind(shape: &[usize], batch: usize, format: Option<DataFormat>, said: Option<
     let sides = || shape.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ");
     match *shape {
         _ if shape.contains(&0) => Err(format!("its shape is {}", sides())),
-        [n, second, third, fourth] if n == batch => match format.or(said).or_else(|| grids.format_of(second, third, fourth)) {
+        [n, second, third, fourth] if n == batch => match format.or(said) {
             Some(data_format @ DataFormat::ChannelsFirst) => Ok((LayerKind::Channels { height: third, width: fourth, data_format }, second)),
             Some(data_format @ DataFormat::ChannelsLast) => Ok((LayerKind::Channels { height: second, width: third, data_format }, fourth)),
             None => Err(format!(
@@ -242,15 +242,6 @@ impl Grids {
         let prefixes = self.prefix.map_or(0..=MOST_PREFIX_TOKENS, |prefix| prefix..=prefix);
         let found = prefixes.filter(|prefix| *prefix < tokens).find_map(|prefix| Some((prefix, Some(self.grid(tokens - prefix)?))));
         found.unwrap_or((self.prefix.unwrap_or(0).min(tokens), None))
-    }
-
-    /// The format of a value of four axes by its size: one that other feature maps have, whose operators tell where their channels are.
-    fn format_of(&self, second: usize, third: usize, fourth: usize) -> Option<DataFormat> {
-        match (self.maps.contains(&(third, fourth)), self.maps.contains(&(second, third))) {
-            (true, false) => Some(DataFormat::ChannelsFirst),
-            (false, true) => Some(DataFormat::ChannelsLast),
-            _ => None,
-        }
     }
 
     fn grid(&self, patches: usize) -> Option<(usize, usize)> {
