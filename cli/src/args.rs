@@ -135,6 +135,9 @@ pub(crate) struct MeshArgs {
     /// An orchestrator to ask, such as http://localhost:50051, whatever --models and --llm-url say; by default the mesh runs in this process
     #[arg(long, env = "DND_ENDPOINT", value_name = "URL")]
     pub(crate) endpoint: Option<String>,
+    /// Folder that the mesh of this process keeps pictures and results of models in, so that no later run makes them again; by default `.dnd` in --out, where there is one
+    #[arg(long, env = "DND_DATA", value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
     #[command(flatten)]

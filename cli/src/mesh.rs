@@ -34,7 +34,7 @@ impl Mesh {
 
     /// Loads a suite into this process.
     pub(crate) async fn load(suite: Suite, args: &MeshArgs) -> Result<Self, Problem> {
-        let local = Local::new(args)?;
+        let local = Local::new(args).await?;
         let (engines, blobs, args) = (local.mesh.engines.clone(), local.mesh.blobs.clone(), args.clone());
         let loading = tokio::task::spawn_blocking(move || engines.load(&suite, &args, blobs));
         loading.await.map_err(|_| Problem::failure("the models' loader panicked"))??;
@@ -64,17 +64,17 @@ pub(crate) struct Local {
 }
 
 impl Local {
-    fn new(args: &MeshArgs) -> Result<Self, Problem> {
-        let mesh = LocalMesh::new(args)?;
+    async fn new(args: &MeshArgs) -> Result<Self, Problem> {
+        let mesh = LocalMesh::new(args).await?;
         let server = InProcess::start(mesh.services.clone());
         Ok(Self { mesh, server })
     }
 }
 
 /// The activation service alone, in this process: enough to look at a network. It lives as long as the second value.
-pub(crate) fn activation_alone(args: &MeshArgs) -> Result<(ActivationServiceClient<Channel>, Local), Problem> {
+pub(crate) async fn activation_alone(args: &MeshArgs) -> Result<(ActivationServiceClient<Channel>, Local), Problem> {
     dnd_onnx::runtime::library_path()?;
-    let local = Local::new(args)?;
+    let local = Local::new(args).await?;
     local.mesh.engines.load_activation(args, local.mesh.blobs.clone());
     let client = ActivationServiceClient::new(local.server.channel()).max_decoding_message_size(MAX_MESSAGE_BYTES);
     Ok((client, local))

@@ -152,7 +152,8 @@ impl Unit<'_> {
 
     /// The captioner's tokens of the kept pictures are the library's.
     fn tokens(&self, folder: &Path) {
-        static CAPTIONER: LazyLock<Captioner> = LazyLock::new(|| Captioner::load(&sketch("captioner"), &CaptionerArgs::default(), &EngineArgs::one_session()).unwrap());
+        static CAPTIONER: LazyLock<Captioner> =
+            LazyLock::new(|| Captioner::load(&sketch("captioner"), &CaptionerArgs::default(), &EngineArgs::one_session()).unwrap());
         let runtime = tokio::runtime::Runtime::new().unwrap();
         for (ours, theirs) in pairs(&self.ours["images"], &self.theirs["images"]) {
             let bytes = fs::read(folder.join("out/pictures").join(ours["digest"].as_str().unwrap())).unwrap().into();

@@ -1,6 +1,10 @@
 //! `dnd dissect`: labels units of a network's layers.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use dnd_mesh::parameters::to_message;
 use dnd_method::parameters::Parameters;
@@ -32,7 +36,7 @@ pub(crate) struct Args {
     /// Folder for the results
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Replace results that are in the folder already
+    /// Replace results that are in the folder already, and make everything anew
     #[arg(long)]
     fresh: bool,
     /// Only say what there is to do, and from a trial of one unit how much space and time it will take
@@ -55,7 +59,7 @@ pub(crate) fn units_of(text: &str) -> Result<Units, String> {
 /// Pictures that a trial probes.
 const TRIAL_PICTURES: usize = 64;
 
-pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
+pub(crate) async fn run(mut args: Args) -> Result<ExitCode, Problem> {
     let parameters = args.settings.parameters()?;
     let target = TargetFile::open(&args.target.target, &args.target.flags)?;
     let images = Images::open(&args.images)?;
@@ -65,6 +69,11 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
         return unless_interrupted(dry_run(&args.mesh, &target, layers, &images, &parameters)).await;
     }
     let mut folder = Folder::new(&args.out, args.fresh)?;
+    let own = Folder::data(&args.out);
+    if args.fresh && own.exists() {
+        fs::remove_dir_all(&own).map_err(|e| Problem::file(&own, &e))?;
+    }
+    args.mesh.data.get_or_insert(own);
     let (mesh, request, skipped) = unless_interrupted(async {
         let mesh = Mesh::open(&args.mesh).await?;
         let (set, skipped) = images.give(&mesh).await?;
@@ -265,8 +274,8 @@ async fn units_of_job(mesh: &Mesh, request: DissectRequest) -> Result<Vec<LayerU
     Err(Problem::failure("the mesh did not accept the job"))
 }
 
-fn folder_size(folder: &std::path::Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+fn folder_size(folder: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(folder) else { return 0 };
     entries.flatten().map(|entry| if entry.path().is_dir() { folder_size(&entry.path()) } else { entry.metadata().map_or(0, |meta| meta.len()) }).sum()
 }
 

@@ -28,7 +28,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
     let target = TargetFile::open(&args.target, &args.flags)?.here().await?;
     let mesh = MeshArgs { engine: EngineArgs::one_session(), ..MeshArgs::default() };
-    let (mut activation, _local) = activation_alone(&mesh)?;
+    let (mut activation, _local) = activation_alone(&mesh).await?;
     let described = activation.describe_target(DescribeTargetRequest { target: Some(target), asked: Vec::new() }).await?.into_inner();
     for warning in &described.warnings {
         eprintln!("warning: {warning}");

@@ -32,7 +32,9 @@ enum Command {
 
 pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
     match args.command {
-        Command::Check { dir, captioner } => tokio::task::spawn_blocking(move || check::check(&dir, &captioner)).await.map_err(|_| Problem::failure("the check panicked"))?,
+        Command::Check { dir, captioner } => {
+            tokio::task::spawn_blocking(move || check::check(&dir, &captioner)).await.map_err(|_| Problem::failure("the check panicked"))?
+        }
         Command::Pull(args) => pull::run(args).await,
     }
 }

@@ -28,6 +28,9 @@ pub(crate) struct Args {
     /// Folder of the model suite
     #[arg(long, env = "DND_MODELS", value_name = "DIR")]
     models: Option<PathBuf>,
+    /// Folder that pictures and results of models are kept in, so that no later job or process makes them again; by default one that goes with the process
+    #[arg(long, env = "DND_DATA", value_name = "DIR")]
+    data: Option<PathBuf>,
     #[command(flatten)]
     engine: dnd_onnx::runtime::EngineArgs,
     #[command(flatten)]
@@ -45,9 +48,9 @@ pub(crate) async fn run(args: Args, log: &str) -> Result<ExitCode, Problem> {
     if !suite.notice.is_empty() {
         eprintln!("{}: {}", suite.name, suite.notice);
     }
-    let Args { engine, activation, captioner, orchestrator, llm, .. } = args;
-    let mesh = MeshArgs { models: None, endpoint: None, engine, activation, captioner, orchestrator, llm };
-    let local = LocalMesh::new(&mesh)?;
+    let Args { data, engine, activation, captioner, orchestrator, llm, .. } = args;
+    let mesh = MeshArgs { models: None, endpoint: None, data, engine, activation, captioner, orchestrator, llm };
+    let local = LocalMesh::new(&mesh).await?;
     let serve = ServeArgs { listen: args.listen, grace: args.grace, log: log.to_owned(), port_file: args.port_file };
     let (engines, blobs) = (local.engines.clone(), local.blobs.clone());
     let load = move || engines.load(&suite, &mesh, blobs);

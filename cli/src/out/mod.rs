@@ -15,7 +15,7 @@ use dnd_proto::v1::{
     GetPicturesRequest, JobAccepted, JobDone, Provenance, SkippedPicture, UnitResult, UnitState, Usage, get_pictures_response::Result as Got,
     picture_service_client::PictureServiceClient,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tonic::transport::Channel;
 
 use crate::{problem::Problem, watch};
@@ -26,6 +26,8 @@ const REPORT: &str = "report.html";
 const SKIPPED: &str = "skipped.csv";
 const RUN: &str = "run.json";
 const PICTURES_FOLDER: &str = "pictures";
+/// Hidden, so that nobody takes it for the results, and it can go as a whole.
+const DATA: &str = ".dnd";
 /// Digests of one call for pictures.
 const PICTURES: usize = 256;
 
@@ -85,13 +87,17 @@ struct StageRun {
 }
 
 impl Folder {
-    /// A folder for a run's results; nothing is written before its job is accepted. One that holds results already is left alone, unless they
-    /// are to be replaced.
+    /// A folder for a run's results; nothing is written before its job is accepted. One that holds a run that was finished is left alone, unless it is to
+    /// be replaced; one of which a run was broken off is begun again.
     pub(crate) fn new(root: &Path, replace: bool) -> Result<Self, Problem> {
         let there = [RESULTS, TABLE, REPORT, SKIPPED, RUN, PICTURES_FOLDER].into_iter().find(|name| root.join(name).exists());
-        if let (Some(name), false) = (there, replace) {
+        let broken_off = is_broken_off(root);
+        if let (Some(name), false, false) = (there, replace, broken_off) {
             let message = "is there already; name another folder with --out, or replace what a run leaves in it with --fresh";
             return Err(Problem::input(format!("{}: {message}", root.join(name).display())));
+        }
+        if broken_off && !replace {
+            eprintln!("{} holds a run that was broken off: it is begun again, with what its models have made", root.display());
         }
         Ok(Self {
             root: root.to_owned(),
@@ -104,6 +110,11 @@ impl Folder {
             usage: None,
             started: SystemTime::now(),
         })
+    }
+
+    /// Where a run keeps what its models make, unless it is told of another place.
+    pub(crate) fn data(root: &Path) -> PathBuf {
+        root.join(DATA)
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -319,6 +330,16 @@ fn remove_pictures(folder: &Path) -> io::Result<()> {
 }
 
 /// Writes a file beside its place and moves it there: it is whole, or as it was.
+/// Whether a folder holds a run that came to no end: its job was accepted, and it did not say that it is done.
+fn is_broken_off(root: &Path) -> bool {
+    #[derive(Deserialize)]
+    struct Ended {
+        interrupted: bool,
+    }
+    let ended = || serde_json::from_slice(&fs::read(root.join(RUN)).ok()?).ok();
+    root.join(RESULTS).is_file() && ended().is_none_or(|ended: Ended| ended.interrupted)
+}
+
 fn write_whole(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> Result<(), Problem> {
     let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
     let part = path.with_file_name(format!(".{name}.part"));

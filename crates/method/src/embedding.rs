@@ -1,7 +1,9 @@
 //! CLIP's embeddings of images and texts, and their cosine similarity (3.4, A.1.3, A.5).
 
+use serde::{Deserialize, Serialize};
+
 /// The direction of an embedding: all that a cosine sees of it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Embedding(Vec<f64>);
 
 /// An embedding without a direction.

@@ -1,7 +1,8 @@
-//! What the steps ask of the models. Every pure call is made once a job, whichever units need it.
+//! What the steps ask of the models. Every pure call is made once, whichever units, jobs and processes need it: results are kept.
 
 use std::{
     future::ready,
+    hash::Hash,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -10,11 +11,12 @@ use dnd_mesh::{Fault, blobs::Blobs, fault, parameters};
 use dnd_method::{embedding::Embedding, parameters::Parameters};
 use dnd_proto::v1::{
     self as proto, ActivatePicture, ActivateRequest, ActivateSetup, Answer, CaptionRequest, CropRequest, EmbedImagesRequest, EmbedTextsRequest,
-    GenerateRequest, LayerUnits, ProbingSet, ReadPicturesRequest, Sampling, SimplifyRequest, Stage, SummarizeRequest, Target, TopPicture, Usage,
-    activate_request, activate_response, caption_response, crop_response, embed_images_response, embed_texts_response, generate_response,
+    GenerateRequest, LayerUnits, Model, ProbingSet, Provenance, ReadPicturesRequest, Sampling, SimplifyRequest, Stage, SummarizeRequest, Target, TopPicture,
+    Usage, activate_request, activate_response, caption_response, crop_response, embed_images_response, embed_texts_response, generate_response,
     read_pictures_response, simplify_response, summarize_response,
 };
 use futures::{StreamExt as _, stream};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time::{Duration, sleep};
 use tonic::{Code, Response, Status, Streaming};
 
@@ -22,6 +24,7 @@ use crate::{
     memo::{Found, Memo},
     models::Models,
     progress::Progress,
+    results::{Results as Kept, Shelf},
     steps::Failure,
     uploads::{self, NOT_UPLOADED},
 };
@@ -52,21 +55,43 @@ pub(crate) struct Calls {
     originals: Memo<u64, String>,
     captions: Memo<String, String>,
     simplified: Memo<String, Said>,
+    summaries: Memo<Summary, Said>,
     drawings: Memo<(String, u32), Drawing>,
     activations: Memo<String, Arc<[f32]>>,
     images: Memo<String, Arc<Embedding>>,
     texts: Memo<String, Arc<Embedding>>,
 }
 
+/// What a summary is asked of: which attempt it is, whether without the examples, and the descriptions.
+type Summary = (u32, bool, Vec<String>);
+
+/// What a job works on and with.
+pub(crate) struct Work {
+    pub(crate) parameters: Parameters,
+    pub(crate) target: Target,
+    pub(crate) probing_set: ProbingSet,
+    pub(crate) layers: Vec<LayerUnits>,
+    pub(crate) provenance: Provenance,
+}
+
+impl Work {
+    /// Where results of a function are kept, that depend on a model and on what `with` says. The number in the function's name is raised when its results
+    /// become others.
+    fn shelf<V: Serialize + DeserializeOwned + Clone>(results: Option<&Arc<Kept>>, function: &str, model: Option<&Model>, with: &str) -> Option<Shelf<V>> {
+        let (digest, engine) = model.map(|model| (model.digest.as_bytes(), model.engine.as_bytes()))?;
+        Some(Shelf::new(Arc::clone(results?), &[function.as_bytes(), digest, engine, with.as_bytes()]))
+    }
+}
+
 /// A drawn picture: its digest, or why it can't be used.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Drawing {
     Picture(String),
     Unusable(String),
 }
 
 /// What the language model said: a text, or, in a sentence, why what it said can't be used.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Said {
     Text(String),
     Unusable(String),
@@ -106,17 +131,34 @@ macro_rules! answered {
 }
 
 impl Calls {
-    pub(crate) fn new(
-        models: Models,
-        blobs: Arc<Blobs>,
-        progress: Arc<Progress>,
-        parameters: Parameters,
-        target: Target,
-        probing_set: ProbingSet,
-        layers: Vec<LayerUnits>,
-    ) -> Self {
+    /// The calls of a job; their results are kept where `results` keeps them.
+    pub(crate) fn new(models: Models, blobs: Arc<Blobs>, results: Option<&Arc<Kept>>, progress: Arc<Progress>, work: Work) -> Self {
+        let Work { parameters, target, probing_set, layers, provenance } = work;
         let units: usize = layers.iter().map(|layer| layer.units.len()).sum();
+        let Parameters { seed, temperature, answer_max_new_tokens, num_inference_steps, guidance_scale, .. } = parameters;
+        let Parameters { caption_max_new_tokens, caption_min_length, summary, token_summary, .. } = parameters;
+        let sampling = format!("seed {seed} temperature {temperature} max_new_tokens {answer_max_new_tokens}");
+        let captioned = format!("max_new_tokens {caption_max_new_tokens} min_length {caption_min_length}");
+        let drawn = format!("seed {seed} num_inference_steps {num_inference_steps} guidance_scale {guidance_scale}");
+        let seen = format!("{} {:?} {layers:?} {summary:?} {token_summary:?}", provenance.target_digest, provenance.preprocessing);
+        let (summarizer, clip) = (provenance.summarizer.as_ref(), provenance.clip.as_ref());
+        let (captioner, diffusion, activation) = (provenance.captioner.as_ref(), provenance.diffusion.as_ref(), provenance.activation.as_ref());
+        let pictures = Arc::clone(&blobs);
+        let drawings = Work::shelf(results, "draw 1", diffusion, &drawn).map(|shelf| {
+            shelf.where_whole(move |drawing| match drawing {
+                Drawing::Picture(digest) => pictures.path(digest).is_some(),
+                Drawing::Unusable(_) => true,
+            })
+        });
         Self {
+            originals: Memo::new(KEPT, None),
+            captions: Memo::new(KEPT, Work::shelf(results, "caption 1", captioner, &captioned)),
+            simplified: Memo::new(KEPT, Work::shelf(results, "simplify 1", summarizer, &sampling)),
+            summaries: Memo::new(KEPT, Work::shelf(results, "summarize 1", summarizer, &sampling)),
+            drawings: Memo::new(KEPT, drawings),
+            activations: Memo::new(KEPT_ACTIVATIONS / units.max(1), Work::shelf(results, "activate 1", activation, &seen)),
+            images: Memo::new(KEPT_EMBEDDINGS, Work::shelf(results, "embed image 1", clip, "")),
+            texts: Memo::new(KEPT_EMBEDDINGS, Work::shelf(results, "embed text 1", clip, "")),
             models,
             blobs,
             progress,
@@ -124,13 +166,6 @@ impl Calls {
             target,
             probing_set,
             layers,
-            originals: Memo::new(KEPT),
-            captions: Memo::new(KEPT),
-            simplified: Memo::new(KEPT),
-            drawings: Memo::new(KEPT),
-            activations: Memo::new(KEPT_ACTIVATIONS / units.max(1)),
-            images: Memo::new(KEPT_EMBEDDINGS),
-            texts: Memo::new(KEPT_EMBEDDINGS),
         }
     }
 
@@ -249,7 +284,7 @@ impl Calls {
             };
             let read =
                 |answer: proto::CaptionResponse| ready((answer.item_id, answered!(answer.result, caption_response, Caption(caption) => Ok(caption.text))));
-            each("captioner", &wanted, request, call, read).await
+            each("captioner", &wanted, request, call, read, &self.captions).await
         };
         let found = self.captions.get(digests, make).await;
         self.note(Stage::Caption, found)
@@ -272,26 +307,31 @@ impl Calls {
             let read = |answer: proto::SimplifyResponse| {
                 ready((answer.item_id, answered!(answer.result, simplify_response, Answer(answer) => Ok(meter.read(answer)))))
             };
-            each("summarizer", &wanted, request, call, read).await
+            each("summarizer", &wanted, request, call, read, &self.simplified).await
         };
         let found = self.simplified.get(captions, make).await;
         (self.note(Stage::Summarize, found), meter.usage())
     }
 
-    /// Summaries by prompt 2 of lists of descriptions, each with the number of its attempt, and what they took; not kept, since no two units ask alike.
+    /// Summaries by prompt 2 of lists of descriptions, each with the number of its attempt, and what they took.
     pub(crate) async fn summaries(&self, asked: Vec<(u32, Vec<String>)>, without_examples: bool) -> (Results<Said>, Option<Usage>) {
         let meter = &Meter::default();
-        let request = |item_id: u64, (attempt, descriptions): (u32, Vec<String>)| {
-            ready(Ok(SummarizeRequest { item_id, descriptions, attempt, without_examples, sampling: Some(self.sampling()) }))
+        let asked: Vec<Summary> = asked.into_iter().map(|(attempt, descriptions)| (attempt, without_examples, descriptions)).collect();
+        let make = |wanted: Vec<Summary>| async move {
+            let request = |item_id: u64, (attempt, without_examples, descriptions): Summary| {
+                ready(Ok(SummarizeRequest { item_id, descriptions, attempt, without_examples, sampling: Some(self.sampling()) }))
+            };
+            let call = |requests| {
+                let mut client = self.models.summarizer.clone();
+                async move { client.summarize(requests).await }
+            };
+            let read = |answer: proto::SummarizeResponse| {
+                ready((answer.item_id, answered!(answer.result, summarize_response, Answer(answer) => Ok(meter.read(answer)))))
+            };
+            each("summarizer", &wanted, request, call, read, &self.summaries).await
         };
-        let call = |requests| {
-            let mut client = self.models.summarizer.clone();
-            async move { client.summarize(requests).await }
-        };
-        let read =
-            |answer: proto::SummarizeResponse| ready((answer.item_id, answered!(answer.result, summarize_response, Answer(answer) => Ok(meter.read(answer)))));
-        self.progress.calls(Stage::Summarize, asked.len() as u64, 0);
-        (each("summarizer", &asked, request, call, read).await, meter.usage())
+        let found = self.summaries.get(&asked, make).await;
+        (self.note(Stage::Summarize, found), meter.usage())
     }
 
     /// Pictures drawn of concepts: picture `index` of each, kept.
@@ -318,7 +358,7 @@ impl Calls {
                     Unusable(reason) => Ok(Drawing::Unusable(reason)));
                 (answer.item_id, drawing)
             };
-            each("diffusion", &wanted, request, call, read).await
+            each("diffusion", &wanted, request, call, read, &self.drawings).await
         };
         let found = self.drawings.get(wanted, make).await;
         self.note(Stage::Generate, found)
@@ -346,7 +386,7 @@ impl Calls {
             let read = |answer: proto::ActivateResponse| {
                 ready((answer.item_id, answered!(answer.result, activate_response, Activations(activations) => Ok(Arc::from(activations.values)))))
             };
-            each("activation", &wanted, request, call, read).await
+            each("activation", &wanted, request, call, read, &self.activations).await
         };
         let found = self.activations.get(digests, make).await;
         let all = self.note(Stage::Score, found);
@@ -377,7 +417,7 @@ impl Calls {
             let read = |answer: proto::EmbedImagesResponse| {
                 ready((answer.item_id, answered!(answer.result, embed_images_response, Embedding(embedding) => embedding_of(&embedding))))
             };
-            each("clip", &wanted, request, call, read).await
+            each("clip", &wanted, request, call, read, &self.images).await
         };
         let found = self.images.get(digests, make).await;
         self.note(Stage::Score, found)
@@ -394,7 +434,7 @@ impl Calls {
             let read = |answer: proto::EmbedTextsResponse| {
                 ready((answer.item_id, answered!(answer.result, embed_texts_response, Embedding(embedding) => embedding_of(&embedding))))
             };
-            each("clip", &wanted, request, call, read).await
+            each("clip", &wanted, request, call, read, &self.texts).await
         };
         let found = self.texts.get(texts, make).await;
         self.note(Stage::Score, found)
@@ -502,16 +542,18 @@ fn is_away(status: &Status) -> bool {
 }
 
 /// Sends items to a service over streams of a few, and gives each one's result in its place. `request` makes an item's message, when its turn comes;
-/// an item for which it can't is not sent. Items that a broken stream left open are sent again.
+/// an item for which it can't is not sent. Each value is kept as soon as it has come. Items that a broken stream left open are sent again.
 async fn each<I, Q, A, V, M, F, R>(
     service: &str,
     items: &[I],
     request: impl Fn(u64, I) -> M,
     call: impl Fn(stream::Iter<std::vec::IntoIter<Q>>) -> F,
     read: impl Fn(A) -> R,
+    memo: &Memo<I, V>,
 ) -> Results<V>
 where
-    I: Clone,
+    I: Clone + Hash + Eq + Serialize,
+    V: Clone + Serialize + DeserializeOwned,
     M: Future<Output = Result<Q, Failure>>,
     F: Future<Output = Result<Response<Streaming<A>>, Status>>,
     R: Future<Output = (u64, Result<V, Failure>)>,
@@ -537,8 +579,11 @@ where
                 while let Some(answer) = answers.message().await? {
                     went_on = true;
                     let (id, result) = read(answer).await;
-                    if let Some(place) = results.get_mut(id as usize) {
-                        *place = Some(result);
+                    if let (Some(place), Some(item)) = (results.get_mut(id as usize), items.get((id as usize).wrapping_sub(first))) {
+                        *place = Some(match result {
+                            Ok(value) => memo.keep(item, value).await,
+                            failed => failed,
+                        });
                     }
                 }
                 Ok::<_, Status>(())

@@ -11,7 +11,7 @@ use dnd_mesh::{
     server::{self, Services},
     telemetry,
 };
-use dnd_orchestrator::{Endpoints, Models, OrchestratorArgs};
+use dnd_orchestrator::{Endpoints, Models, OrchestratorArgs, Results};
 
 /// Labels units of vision networks in words, over gRPC, with the model services that it is told of.
 #[derive(Debug, Parser)]
@@ -19,7 +19,7 @@ use dnd_orchestrator::{Endpoints, Models, OrchestratorArgs};
 struct Args {
     #[command(flatten)]
     endpoints: Endpoints,
-    /// Folder that uploads and pictures are kept in; by default one of its own that goes with the process
+    /// Folder that uploads, pictures and results of models are kept in, so that no later job or process makes them again; by default one that goes with the process
     #[arg(long, env = "DND_DATA")]
     data: Option<PathBuf>,
     #[command(flatten)]
@@ -35,13 +35,16 @@ fn main() -> Result<()> {
 async fn run(args: Args) -> Result<()> {
     let Args { endpoints, data, options, serve } = args;
     telemetry::init(&serve.log);
-    let blobs = match &data {
-        Some(folder) => Blobs::open(folder).with_context(|| format!("can't keep pictures in {}", folder.display()))?,
-        None => Blobs::temporary().context("can't make a folder for pictures")?,
+    let (blobs, results) = match &data {
+        Some(folder) => {
+            let wrong = || format!("can't keep pictures and results in {}", folder.display());
+            (Blobs::open(folder).with_context(wrong)?, Some(Results::open(folder).await.with_context(wrong)?))
+        }
+        None => (Blobs::temporary().context("can't make a folder for pictures")?, None),
     };
     let blobs = Arc::new(blobs);
     let services = blobs::add_to(Services::default(), Arc::clone(&blobs));
-    let services = dnd_orchestrator::add_to(services, Models::at(&endpoints)?, blobs, options);
+    let services = dnd_orchestrator::add_to(services, Models::at(&endpoints)?, blobs, results, options);
     server::serve(&serve, services, || Ok::<_, Infallible>(())).await?;
     Ok(())
 }

@@ -30,9 +30,10 @@ use tokio_util::{sync::DropGuard, task::AbortOnDropHandle};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::{
-    calls::{Calls, once_loaded},
+    calls::{Calls, Work, once_loaded},
     jobs::{Job, Jobs},
     models::{Models, passed_on},
+    results::Results,
     steps::{self, STAGES, STAGES_OF_SELECTION, STAGES_OF_STORED_SELECTION},
     uploads::{self, not_uploaded},
 };
@@ -58,9 +59,10 @@ const MOST_CONCEPTS: usize = 100;
 const MOST_IMAGES: usize = 1000;
 
 /// Adds the gRPC services of an orchestrator: it reads uploads from `blobs`, whose service it needs too ([`dnd_mesh::blobs::add_to`]), and keeps the
-/// pictures that its jobs make there.
-pub fn add_to(services: Services, models: Models, blobs: Arc<Blobs>, args: OrchestratorArgs) -> Services {
-    let orchestrator = Arc::new(Orchestrator { models, blobs, args, jobs: Jobs::default(), tasks: Mutex::default() });
+/// pictures that its jobs make there. Where there are `results`, it looks there first for what its jobs need of the models, and keeps what they make.
+pub fn add_to(services: Services, models: Models, blobs: Arc<Blobs>, results: Option<Results>, args: OrchestratorArgs) -> Services {
+    let results = results.map(Arc::new);
+    let orchestrator = Arc::new(Orchestrator { models, blobs, results, args, jobs: Jobs::default(), tasks: Mutex::default() });
     let dissect =
         DissectServiceServer::from_arc(Arc::clone(&orchestrator)).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
     let pictures = PictureServiceServer::from_arc(orchestrator).max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -70,6 +72,7 @@ pub fn add_to(services: Services, models: Models, blobs: Arc<Blobs>, args: Orche
 struct Orchestrator {
     models: Models,
     blobs: Arc<Blobs>,
+    results: Option<Arc<Results>>,
     args: OrchestratorArgs,
     jobs: Jobs,
     /// The jobs' tasks; they end with this value.
@@ -254,13 +257,13 @@ impl Orchestrator {
         let job = Arc::new(Job::new());
         job.say(Event::Accepted(JobAccepted {
             job_id: job.id.clone(),
-            provenance: Some(provenance),
+            provenance: Some(provenance.clone()),
             layers: described.found.clone(),
             warnings: described.warnings,
         }));
-        let set = set.cloned().unwrap_or_default();
-        let calls =
-            Calls::new(self.models.clone(), Arc::clone(&self.blobs), Arc::clone(&job.progress), parameters, target.clone(), set, described.found.clone());
+        let probing_set = set.cloned().unwrap_or_default();
+        let work = Work { parameters, target: target.clone(), probing_set, layers: described.found.clone(), provenance };
+        let calls = Calls::new(self.models.clone(), Arc::clone(&self.blobs), self.results.as_ref(), Arc::clone(&job.progress), work);
         Ok(Prepared { job, calls, layers: described.found, target })
     }
 

@@ -39,6 +39,8 @@ type Answers = fn(&SummarizeRequest) -> Result<Answer, Fault>;
 struct Behaviour {
     /// By the picture's bytes.
     caption: Option<Captions>,
+    /// Whether each unit has top pictures of its own.
+    own_pictures: bool,
     /// By the request.
     summary: Option<fn(&SummarizeRequest) -> String>,
     simplified: Option<fn(&str) -> String>,
@@ -95,7 +97,9 @@ impl activation::ActivationService for Fakes {
         let request = request.into_inner();
         let highest = u64::from(request.top.unwrap()).min(3);
         let units = request.layers.into_iter().flat_map(|layer| layer.units.into_iter().map(move |unit| (layer.layer.clone(), unit)));
-        let probed = units.map(|(layer, unit)| ProbedUnit { layer, unit, dead: unit == 99, top: (0..highest).map(top).collect(), ..Default::default() });
+        let first = |unit: u32| if self.0.own_pictures { highest * u64::from(unit) } else { 0 };
+        let tops = |unit: u32| (first(unit)..first(unit) + highest).map(top).collect();
+        let probed = units.map(|(layer, unit)| ProbedUnit { layer, unit, dead: unit == 99, top: tops(unit), ..Default::default() });
         let events: Vec<_> = probed.map(|unit| Ok(ProbeResponse { event: Some(probe_response::Event::Unit(unit)) })).collect();
         Ok(Response::new(Box::pin(stream::iter(events))))
     }
@@ -293,7 +297,7 @@ async fn run_to_the_end(behaviour: Behaviour, parameters: Parameters, args: Orch
     let models = InProcess::start(services);
     let channel = || models.channel();
     let store = Arc::new(Blobs::temporary().unwrap());
-    let orchestrator = add_to(Services::default(), Models::over(channel(), channel(), channel(), channel(), channel()), store, args);
+    let orchestrator = add_to(Services::default(), Models::over(channel(), channel(), channel(), channel(), channel()), store, None, args);
     let server = InProcess::start(orchestrator);
     let request = DissectRequest {
         target: Some(Target { uri: "file:/somewhere/net.onnx".into(), ..Default::default() }),
@@ -394,9 +398,11 @@ async fn an_answer_that_was_refused_cut_off_or_empty_is_no_concept_and_its_text_
         ] {
             assert!(warnings.contains(warning), "{warnings}");
         }
-        assert_eq!(unit.usage, Some(Usage { calls: 15, prompt_tokens: 1500, answer_tokens: 150, cost: Some(2.5) }), "all five are counted");
     }
-    assert_eq!(done.unwrap().usage, Some(Usage { calls: 45, prompt_tokens: 4500, answer_tokens: 450, cost: Some(7.5) }), "of three units");
+    // The units have the same descriptions: one asks, and the others take its answers.
+    let all_five = Usage { calls: 15, prompt_tokens: 1500, answer_tokens: 150, cost: Some(2.5) };
+    assert_eq!(units.iter().filter_map(|unit| unit.usage).collect::<Vec<_>>(), [all_five]);
+    assert_eq!(done.unwrap().usage, Some(all_five));
     let refuses = |_: &SummarizeRequest| Ok(Answer { text: "no".into(), refused: true, ..Default::default() });
     failed(&run(Behaviour { answer: Some(refuses), ..Default::default() }).await.0, "no_concept");
     assert!(run(Behaviour::default()).await.0.iter().all(|unit| unit.usage.is_none()), "a model of the service's own is not counted");
@@ -413,7 +419,10 @@ async fn a_budget_that_is_reached_ends_the_job_and_what_is_finished_stays() {
         }
     }
     let one_by_one = OrchestratorArgs { units_in_flight: 1.try_into().unwrap() };
-    let (units, done, _) = run_to_the_end(Behaviour { answer: Some(seven_answers), ..Default::default() }, Parameters::default(), one_by_one).await;
+    // No two units have a description in common.
+    let told_apart = |picture: &[u8]| Ok(format!("a circle {}", blobs::digest(picture)));
+    let behaviour = Behaviour { answer: Some(seven_answers), caption: Some(told_apart), own_pictures: true, ..Default::default() };
+    let (units, done, _) = run_to_the_end(behaviour, Parameters::default(), one_by_one).await;
     let labels: Vec<(u32, &str)> = units.iter().map(|unit| (unit.unit, unit.label.as_str())).collect();
     assert_eq!(labels, [(0, "red circles")], "five answers are the first unit's; the second gets two, and no result");
     let status = done.unwrap_err();

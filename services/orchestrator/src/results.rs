@@ -1,0 +1,232 @@
+//! Results of pure calls, kept on disk under everything that they depend on: what was made once is made by no later job, and by no later process.
+//!
+//! A key is a SHA-256 over the function and its version, the model's digest and engine, the parameters, and the input. Whatever of these changes, the key
+//! changes with it, so that nothing stale can be found. Of several who write one key the first wins, and the others go on with what it wrote.
+
+use std::{collections::HashMap, hash::Hash, path::Path, sync::Arc, time::Duration};
+
+use serde::{Serialize, de::DeserializeOwned};
+use sha2::{Digest as _, Sha256};
+use sqlx::{
+    QueryBuilder, Row as _, Sqlite, SqlitePool,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+use crate::steps::Failure;
+
+/// The file in a data folder.
+const FILE: &str = "results.sqlite";
+/// What the tables look like; a file of another number is another version's.
+const LAYOUT: i64 = 1;
+/// Keys of one statement; SQLite takes some thousands of values.
+const KEYS: usize = 500;
+/// How long a process waits for another one that writes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+type Key = [u8; 32];
+
+/// The results that a data folder holds. Several processes may share it.
+#[derive(Debug)]
+pub struct Results {
+    pool: SqlitePool,
+}
+
+/// Why kept results can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ResultsError {
+    /// The file is another version's.
+    #[error("{file} was written by another version (layout {found}, this is {LAYOUT}): name another data folder, or remove the file")]
+    Layout {
+        /// The file.
+        file: String,
+        /// Its layout.
+        found: i64,
+    },
+    /// The database does not work.
+    #[error("the results kept in {FILE}: {0}")]
+    Database(#[from] sqlx::Error),
+}
+
+impl Results {
+    /// The results in a folder, which is there; the file is made with the first.
+    pub async fn open(folder: &Path) -> Result<Self, ResultsError> {
+        let file = folder.join(FILE);
+        let options = SqliteConnectOptions::new()
+            .filename(&file)
+            .create_if_missing(true)
+            // Readers don't wait for a writer; after a crash of the machine the last results may be made once more, and none is half there.
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Normal)
+            .busy_timeout(PATIENCE);
+        let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
+        let found: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&pool).await?;
+        match found {
+            0 => {
+                let make =
+                    format!("CREATE TABLE IF NOT EXISTS results (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID; PRAGMA user_version = {LAYOUT}");
+                sqlx::raw_sql(sqlx::AssertSqlSafe(make)).execute(&pool).await?;
+            }
+            LAYOUT => {}
+            found => return Err(ResultsError::Layout { file: file.display().to_string(), found }),
+        }
+        Ok(Self { pool })
+    }
+
+    async fn find(&self, keys: &[Key]) -> Result<HashMap<Key, Vec<u8>>, sqlx::Error> {
+        let mut found = HashMap::new();
+        for keys in keys.chunks(KEYS) {
+            let mut query = QueryBuilder::<Sqlite>::new("SELECT key, value FROM results WHERE key IN (");
+            let mut list = query.separated(", ");
+            for key in keys {
+                list.push_bind(key.as_slice());
+            }
+            query.push(")");
+            for row in query.build().fetch_all(&self.pool).await? {
+                if let Ok(key) = row.try_get::<&[u8], _>(0)?.try_into() {
+                    found.insert(key, row.try_get(1)?);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Keeps a value unless there is one, and gives the one that is there then.
+    async fn keep(&self, key: &Key, value: &[u8]) -> Result<Vec<u8>, sqlx::Error> {
+        let keep = "INSERT INTO results (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = value RETURNING value";
+        sqlx::query_scalar(keep).bind(key.as_slice()).bind(value).fetch_one(&self.pool).await
+    }
+
+    async fn replace(&self, key: &Key, value: &[u8]) -> Result<(), sqlx::Error> {
+        sqlx::query("UPDATE results SET value = ? WHERE key = ?").bind(value).bind(key.as_slice()).execute(&self.pool).await.map(drop)
+    }
+}
+
+/// The kept results of one function, given everything but its inputs.
+#[derive(Clone)]
+pub(crate) struct Shelf<V> {
+    results: Arc<Results>,
+    /// Over the function and all that it depends on beside its input.
+    of: Sha256,
+    /// Whether what a kept value refers to is there, too.
+    is_whole: Arc<dyn Fn(&V) -> bool + Send + Sync>,
+}
+
+impl<V> std::fmt::Debug for Shelf<V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shelf").finish_non_exhaustive()
+    }
+}
+
+impl<V: Serialize + DeserializeOwned + Clone> Shelf<V> {
+    /// The results of a function by the parts that name it and all that it depends on beside its input.
+    pub(crate) fn new(results: Arc<Results>, parts: &[&[u8]]) -> Self {
+        let of = parts.iter().fold(Sha256::new(), |of, part| of.chain_update((part.len() as u64).to_le_bytes()).chain_update(part));
+        Self { results, of, is_whole: Arc::new(|_| true) }
+    }
+
+    /// As this, but a value whose `is_whole` is false counts as not there.
+    pub(crate) fn where_whole(self, is_whole: impl Fn(&V) -> bool + Send + Sync + 'static) -> Self {
+        Self { is_whole: Arc::new(is_whole), ..self }
+    }
+
+    fn key<K: Serialize>(&self, input: &K) -> Result<Key, Failure> {
+        let input = postcard::to_allocvec(input).map_err(|e| storage(&e))?;
+        Ok(self.of.clone().chain_update(input).finalize().into())
+    }
+
+    /// The values that are kept of these inputs.
+    pub(crate) async fn find<K: Serialize + Hash + Eq + Clone>(&self, inputs: &[K]) -> Result<HashMap<K, V>, Failure> {
+        let keys = inputs.iter().map(|input| self.key(input)).collect::<Result<Vec<_>, _>>()?;
+        let kept = self.results.find(&keys).await.map_err(|e| storage(&e))?;
+        let value = |key: &Key| postcard::from_bytes(kept.get(key)?).ok().filter(|value| (self.is_whole)(value));
+        Ok(inputs.iter().zip(&keys).filter_map(|(input, key)| Some((input.clone(), value(key)?))).collect())
+    }
+
+    /// Keeps what was made of an input, and gives what is kept of it now: another's value, where another was first.
+    pub(crate) async fn keep<K: Serialize>(&self, input: &K, value: V) -> Result<V, Failure> {
+        let (key, bytes) = (self.key(input)?, postcard::to_allocvec(&value).map_err(|e| storage(&e))?);
+        let kept = self.results.keep(&key, &bytes).await.map_err(|e| storage(&e))?;
+        if kept == bytes {
+            return Ok(value);
+        }
+        match postcard::from_bytes(&kept).ok().filter(|kept| (self.is_whole)(kept)) {
+            Some(kept) => Ok(kept),
+            // What is there and can't be used, since a picture was removed by hand, gives way.
+            None => self.results.replace(&key, &bytes).await.map(|()| value).map_err(|e| storage(&e)),
+        }
+    }
+}
+
+fn storage(error: &dyn std::fmt::Display) -> Failure {
+    Failure::new("storage", format!("kept results: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn shelf(folder: &Path, parts: &[&[u8]]) -> Shelf<String> {
+        Shelf::new(Arc::new(Results::open(folder).await.unwrap()), parts)
+    }
+
+    const A: &str = "a";
+
+    async fn found(shelf: &Shelf<String>, input: &str) -> Option<String> {
+        shelf.find(&[input]).await.unwrap().remove(input)
+    }
+
+    #[tokio::test]
+    async fn what_was_kept_is_found_by_a_later_process_and_the_first_value_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        {
+            let shelf = shelf(folder.path(), &[b"caption", b"model"]).await;
+            assert_eq!(found(&shelf, A).await, None);
+            assert_eq!(shelf.keep(&A, "first".to_owned()).await.unwrap(), "first");
+        }
+        let shelf = shelf(folder.path(), &[b"caption", b"model"]).await;
+        assert_eq!((found(&shelf, A).await, found(&shelf, "b").await), (Some("first".to_owned()), None));
+        assert_eq!(shelf.keep(&A, "second".to_owned()).await.unwrap(), "first");
+    }
+
+    #[tokio::test]
+    async fn another_function_model_or_parameter_finds_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        shelf(folder.path(), &[b"caption", b"model", b"5"]).await.keep(&A, "x".to_owned()).await.unwrap();
+        for parts in [[b"simplify".as_slice(), b"model", b"5"], [b"caption", b"other", b"5"], [b"caption", b"model", b"6"], [b"captionm", b"odel", b"5"]] {
+            assert_eq!(found(&shelf(folder.path(), &parts).await, A).await, None);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_value_that_is_not_whole_any_more_is_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let shelf = shelf(folder.path(), &[b"draw"]).await.where_whole(|value| value != "gone");
+        shelf.keep(&A, "gone".to_owned()).await.unwrap();
+        assert_eq!(found(&shelf, A).await, None);
+        assert_eq!(shelf.keep(&A, "again".to_owned()).await.unwrap(), "again");
+        assert_eq!(found(&shelf, A).await.as_deref(), Some("again"));
+    }
+
+    #[tokio::test]
+    async fn many_inputs_at_once_and_writers_side_by_side() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, other) = (shelf(folder.path(), &[b"f"]).await, shelf(folder.path(), &[b"f"]).await);
+        let inputs: Vec<u32> = (0..1200).collect();
+        let (one, other) = (&one, &other);
+        for input in &inputs {
+            let (a, b) = tokio::join!(one.keep(input, "one".to_owned()), other.keep(input, "other".to_owned()));
+            assert_eq!(a.unwrap(), b.unwrap());
+        }
+        assert_eq!(one.find(&inputs).await.unwrap().len(), 1200);
+    }
+
+    #[tokio::test]
+    async fn a_file_of_another_layout_is_refused_and_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let results = Results::open(folder.path()).await.unwrap();
+        sqlx::raw_sql("PRAGMA user_version = 7").execute(&results.pool).await.unwrap();
+        drop(results);
+        let error = Results::open(folder.path()).await.unwrap_err().to_string();
+        assert!(error.contains("results.sqlite") && error.contains("layout 7"), "{error}");
+    }
+}

@@ -1,0 +1,100 @@
+//! What models have made is not made again: not by a second run, and not by one that goes on after a first was killed.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::{fs, path::Path, process::Stdio, thread, time::Duration};
+
+use dnd_testing::{pictures, sketch, write_pictures};
+use dnd_tests::{Ran, command, dnd};
+use serde_json::Value;
+
+const STAGES: [&str; 4] = ["caption", "summarize", "generate", "score"];
+
+fn arguments(folder: &Path, more: &[&str]) -> Vec<String> {
+    let target = sketch("targets/planted/planted.onnx");
+    let (models, images) = (sketch(""), folder.join("pictures"));
+    let fixed = ["dissect", "--num-inference-steps", "3", "--images-per-concept", "3", "--layer", "colour,mixture", "--units", "0-4"];
+    let paths = ["--target", target.to_str().unwrap(), "--models", models.to_str().unwrap(), "--images", images.to_str().unwrap()];
+    fixed.iter().chain(&paths).chain(more).map(|arg| (*arg).to_owned()).collect()
+}
+
+fn run(folder: &Path, more: &[&str]) -> Ran {
+    let args = arguments(folder, more);
+    dnd(folder, &args.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+fn done(folder: &Path, more: &[&str]) -> Ran {
+    let ran = run(folder, more);
+    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
+    ran
+}
+
+/// How often a run called a model in each stage.
+fn calls(folder: &Path, out: &str) -> Vec<u64> {
+    let run: Value = serde_json::from_slice(&fs::read(folder.join(out).join("run.json")).unwrap()).unwrap();
+    STAGES.iter().map(|stage| run["stages"][stage]["calls"].as_u64().unwrap()).collect()
+}
+
+fn results(folder: &Path, out: &str) -> String {
+    fs::read_to_string(folder.join(out).join("results.jsonl")).unwrap()
+}
+
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    write_pictures(&folder.path().join("pictures"), &pictures(80, 4));
+    folder
+}
+
+#[test]
+fn a_second_run_calls_no_model_and_a_changed_parameter_only_those_that_it_concerns() {
+    let folder = folder();
+    let folder = folder.path();
+    done(folder, &["--out", "first", "--data", "made"]);
+    let first = calls(folder, "first");
+    assert!(first.iter().all(|calls| *calls > 0), "{first:?}");
+
+    done(folder, &["--out", "second", "--data", "made"]);
+    assert_eq!(calls(folder, "second"), [0; 4]);
+    assert_eq!(results(folder, "first"), results(folder, "second"));
+
+    done(folder, &["--out", "warmer", "--data", "made", "--temperature", "0.9"]);
+    let warmer = calls(folder, "warmer");
+    assert_eq!(warmer[0], 0, "captions don't depend on the temperature");
+    assert_eq!(warmer[1], first[1], "answers do");
+    assert!(warmer[2] < first[2], "concepts that were drawn before are not drawn again");
+
+    // A picture that went missing is drawn again, and nothing else.
+    let unit: Value = serde_json::from_str(results(folder, "first").lines().next().unwrap()).unwrap();
+    fs::remove_file(folder.join("made").join(unit["concepts"][0]["pictures"][0]["digest"].as_str().unwrap())).unwrap();
+    done(folder, &["--out", "third", "--data", "made"]);
+    assert_eq!(calls(folder, "third"), [0, 0, 1, 0]);
+    assert_eq!(results(folder, "first"), results(folder, "third"));
+}
+
+#[test]
+fn a_run_that_was_killed_goes_on_with_what_it_had_made() {
+    let folder = folder();
+    let folder = folder.path();
+    done(folder, &["--out", "whole"]);
+
+    let args = arguments(folder, &["--out", "killed", "--units-in-flight", "1"]);
+    let mut child = command(folder, &args.iter().map(String::as_str).collect::<Vec<_>>()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let lines = || fs::read_to_string(folder.join("killed/results.jsonl")).unwrap_or_default().lines().count();
+    while lines() < 3 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it was killed");
+        thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    let again = done(folder, &["--out", "killed", "--units-in-flight", "1"]);
+    assert!(again.err.contains("broken off"), "{}", again.err);
+    assert_eq!(results(folder, "whole"), results(folder, "killed"));
+    let (whole, rest) = (calls(folder, "whole"), calls(folder, "killed"));
+    assert!(rest.iter().zip(&whole).all(|(rest, whole)| rest < whole), "{rest:?} of {whole:?}");
+
+    // A run that is whole is left alone, unless all is to be made anew.
+    let refused = run(folder, &["--out", "killed"]);
+    assert!(refused.code != 0 && refused.err.contains("--fresh"), "{}", refused.err);
+    done(folder, &["--out", "killed", "--fresh"]);
+    assert_eq!(calls(folder, "killed"), whole);
+}
