@@ -150,11 +150,14 @@ impl Calls {
                 Drawing::Unusable(_) => true,
             })
         });
+        // What gave no answer that can be used is asked for again by a later run.
+        let answers =
+            |function: &str| Work::shelf(results, function, summarizer, &sampling).map(|shelf| shelf.where_whole(|said: &Said| matches!(said, Said::Text(_))));
         Self {
             originals: Memo::new(KEPT, None),
             captions: Memo::new(KEPT, Work::shelf(results, "caption 1", captioner, &captioned)),
-            simplified: Memo::new(KEPT, Work::shelf(results, "simplify 1", summarizer, &sampling)),
-            summaries: Memo::new(KEPT, Work::shelf(results, "summarize 1", summarizer, &sampling)),
+            simplified: Memo::new(KEPT, answers("simplify 1")),
+            summaries: Memo::new(KEPT, answers("summarize 1")),
             drawings: Memo::new(KEPT, drawings),
             activations: Memo::new(KEPT_ACTIVATIONS / units.max(1), Work::shelf(results, "activate 1", activation, &seen)),
             images: Memo::new(KEPT_EMBEDDINGS, Work::shelf(results, "embed image 1", clip, "")),
