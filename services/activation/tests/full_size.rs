@@ -184,7 +184,9 @@ async fn activations_at_full_size_are_those_of_pytorch() {
             for (unit, probed) in units.iter().enumerate() {
                 let g = |picture: usize| theirs[picture * reading.units + unit];
                 for top in &probed.top {
-                    assert_eq!(f64::from(top.activation), ours[top.index as usize * reading.units + unit], "{what}: Probe and Activate differ");
+                    // Not to the bit: ONNX Runtime's mean over channels-last maps, with which Swin ends, depends on how many pictures run together.
+                    let apart = (f64::from(top.activation) - ours[top.index as usize * reading.units + unit]).abs() / scale;
+                    assert!(apart <= 0.1 * LIMIT, "{what}: Probe and Activate differ by {apart:e}");
                 }
                 let mut order: Vec<usize> = (0..pictures).collect();
                 order.sort_by(|a, b| g(*b).total_cmp(&g(*a)).then(a.cmp(b)));
