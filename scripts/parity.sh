@@ -20,7 +20,7 @@ fi
 echo "goldens"
 for script in pictures reference captions_small clip_small diffusion_small language_small tiny_lm; do "$python" "tests/parity/$script.py"; done
 "$python" tests/parity/targets.py --small services/activation/tests/networks/exported
-"$python" services/diffusion/tests/goldens/make.py
+(cd services/diffusion/tests/goldens && "$python" make.py)
 git --no-pager diff --stat -- '*goldens*' '*fixtures*' '*exported*'
 cargo build --workspace --bins --locked
 cargo test --workspace --locked --test parity --test pictures --test tokenizers --test templates --test layouts --test scheduler --test networks
