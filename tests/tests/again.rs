@@ -62,6 +62,11 @@ fn a_second_run_calls_no_model_and_a_changed_parameter_only_those_that_it_concer
     assert_eq!(warmer[1], first[1], "answers do");
     assert!(warmer[2] < first[2], "concepts that were drawn before are not drawn again");
 
+    // What is said of the network beside its file is a part of what its activations depend on.
+    done(folder, &["--out", "told", "--data", "made", "--data-format", "channels_first"]);
+    let told = calls(folder, "told");
+    assert!(told[..3] == [0; 3] && told[3] > 0, "{told:?}");
+
     // A picture that went missing is drawn again, and nothing else.
     let unit: Value = serde_json::from_str(results(folder, "first").lines().next().unwrap()).unwrap();
     fs::remove_file(folder.join("made").join(unit["concepts"][0]["pictures"][0]["digest"].as_str().unwrap())).unwrap();

@@ -140,7 +140,8 @@ impl Calls {
         let sampling = format!("seed {seed} temperature {temperature} max_new_tokens {answer_max_new_tokens}");
         let captioned = format!("max_new_tokens {caption_max_new_tokens} min_length {caption_min_length}");
         let drawn = format!("seed {seed} num_inference_steps {num_inference_steps} guidance_scale {guidance_scale}");
-        let seen = format!("{} {:?} {layers:?} {summary:?} {token_summary:?}", provenance.target_digest, provenance.preprocessing);
+        let Provenance { target_digest, preprocessing, .. } = &provenance;
+        let seen = format!("{target_digest} {preprocessing:?} {:?} {layers:?} {summary:?} {token_summary:?}", target.options);
         let (summarizer, clip) = (provenance.summarizer.as_ref(), provenance.clip.as_ref());
         let (captioner, diffusion, activation) = (provenance.captioner.as_ref(), provenance.diffusion.as_ref(), provenance.activation.as_ref());
         let pictures = Arc::clone(&blobs);
