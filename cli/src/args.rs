@@ -8,7 +8,7 @@ use clap::{
 };
 use dnd_activation::ActivationArgs;
 use dnd_captioner::CaptionerArgs;
-use dnd_mesh::parameters::check;
+use dnd_mesh::{args::TlsArgs, parameters::check};
 use dnd_method::parameters::{GeneratedSubset, Parameters, Scoring, Summary, TokenSummary};
 use dnd_onnx::runtime::EngineArgs;
 use dnd_orchestrator::OrchestratorArgs;
@@ -148,6 +148,8 @@ pub(crate) struct MeshArgs {
     pub(crate) orchestrator: OrchestratorArgs,
     #[command(flatten)]
     pub(crate) llm: LlmArgs,
+    #[command(flatten)]
+    pub(crate) tls: TlsArgs,
 }
 
 /// The method's constants; those that are not set have the paper's values. A configuration file has the same names as keys.

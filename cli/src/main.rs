@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{demo, dissect, doctor, layers, models, select, up};
+use commands::{demo, dissect, doctor, layers, models, select, tokens, up};
 use problem::{Problem, unless_interrupted};
 
 /// Labels neurons of vision networks in words (Describe-and-Dissect), with the evidence for each label.
@@ -43,6 +43,8 @@ enum Command {
     Doctor(doctor::Args),
     /// Serve the whole mesh from this process, on one port
     Up(up::Args),
+    /// Make tokens for callers
+    Tokens(tokens::Args),
 }
 
 fn main() -> ExitCode {
@@ -64,6 +66,7 @@ async fn run(command: Command, log: &str) -> Result<ExitCode, Problem> {
         Command::Models(args) => unless_interrupted(models::run(args)).await,
         Command::Doctor(args) => unless_interrupted(doctor::run(args)).await,
         Command::Up(args) => up::run(args, log).await,
+        Command::Tokens(args) => tokens::run(args),
     }
 }
 

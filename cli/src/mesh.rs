@@ -1,6 +1,6 @@
 //! A connection to a mesh, wherever it is.
 
-use dnd_mesh::{MAX_MESSAGE_BYTES, channel, server::InProcess};
+use dnd_mesh::{MAX_MESSAGE_BYTES, channel::Dial, server::InProcess};
 use dnd_proto::v1::{
     activation_service_client::ActivationServiceClient, dissect_service_client::DissectServiceClient, picture_service_client::PictureServiceClient,
     upload_service_client::UploadServiceClient,
@@ -26,7 +26,7 @@ impl Mesh {
     /// Connects to the endpoint, or loads the suite into this process.
     pub(crate) async fn open(args: &MeshArgs) -> Result<Self, Problem> {
         match (&args.endpoint, &args.models) {
-            (Some(url), _) => Ok(Self::over(channel::connect(url).await?, None)),
+            (Some(url), _) => Ok(Self::over(Dial::open(&args.tls)?.connect(url).await?, None)),
             (None, Some(models)) => Self::load(Suite::read(models)?, args).await,
             (None, None) => Err(no_suite()),
         }

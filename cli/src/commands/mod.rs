@@ -6,4 +6,5 @@ pub(crate) mod doctor;
 pub(crate) mod layers;
 pub(crate) mod models;
 pub(crate) mod select;
+pub(crate) mod tokens;
 pub(crate) mod up;

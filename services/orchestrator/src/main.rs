@@ -7,6 +7,7 @@ use clap::Parser;
 use dnd_mesh::{
     args::ServeArgs,
     blobs::{self, Blobs},
+    channel::Dial,
     program,
     server::{self, Services},
     telemetry,
@@ -44,7 +45,8 @@ async fn run(args: Args) -> Result<()> {
     };
     let blobs = Arc::new(blobs);
     let services = blobs::add_to(Services::default(), Arc::clone(&blobs));
-    let services = dnd_orchestrator::add_to(services, Models::at(&endpoints)?, blobs, results, options);
+    let models = Models::at(&endpoints, &Dial::open(&serve.tls)?)?;
+    let services = dnd_orchestrator::add_to(services, models, blobs, results, options);
     server::serve(&serve, services, || Ok::<_, Infallible>(())).await?;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Clients of the model services.
 
 use clap::Args;
-use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, channel};
+use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, channel::Dial};
 use dnd_proto::v1::{
     activation_service_client::ActivationServiceClient, caption_service_client::CaptionServiceClient, diffusion_service_client::DiffusionServiceClient,
     embedding_service_client::EmbeddingServiceClient, summary_service_client::SummaryServiceClient, upload_service_client::UploadServiceClient,
@@ -47,13 +47,13 @@ macro_rules! client {
 
 impl Models {
     /// Clients that connect with their first call: the services may start later, and come back.
-    pub fn at(endpoints: &Endpoints) -> Result<Self, Fault> {
+    pub fn at(endpoints: &Endpoints, dial: &Dial) -> Result<Self, Fault> {
         Ok(Self::over(
-            channel::lazy(&endpoints.activation)?,
-            channel::lazy(&endpoints.captioner)?,
-            channel::lazy(&endpoints.summarizer)?,
-            channel::lazy(&endpoints.diffusion)?,
-            channel::lazy(&endpoints.clip)?,
+            dial.lazy(&endpoints.activation)?,
+            dial.lazy(&endpoints.captioner)?,
+            dial.lazy(&endpoints.summarizer)?,
+            dial.lazy(&endpoints.diffusion)?,
+            dial.lazy(&endpoints.clip)?,
         ))
     }
 
