@@ -11,7 +11,7 @@ use dnd_captioner::CaptionerArgs;
 use dnd_mesh::{args::TlsArgs, parameters::check};
 use dnd_method::parameters::{GeneratedSubset, Parameters, Scoring, Summary, TokenSummary};
 use dnd_onnx::runtime::EngineArgs;
-use dnd_orchestrator::OrchestratorArgs;
+use dnd_orchestrator::{DataArgs, OrchestratorArgs};
 use dnd_proto::v1::{DataFormat, FixedInput, Preprocessing, Resampling, ResizeMode, TargetOptions};
 use dnd_summarizer::LlmArgs;
 use serde::de::{DeserializeOwned, IntoDeserializer, value};
@@ -135,9 +135,8 @@ pub(crate) struct MeshArgs {
     /// An orchestrator to ask, such as http://localhost:50051, whatever --models and --llm-url say; by default the mesh runs in this process
     #[arg(long, env = "DND_ENDPOINT", value_name = "URL")]
     pub(crate) endpoint: Option<String>,
-    /// Folder that the mesh of this process keeps pictures and results of models in, so that no later run makes them again; by default `.dnd` in --out, where there is one
-    #[arg(long, env = "DND_DATA", value_name = "DIR")]
-    pub(crate) data: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) data: DataArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
     #[command(flatten)]

@@ -28,9 +28,8 @@ pub(crate) struct Args {
     /// Folder of the model suite
     #[arg(long, env = "DND_MODELS", value_name = "DIR")]
     models: Option<PathBuf>,
-    /// Folder that pictures and results of models are kept in, so that no later job or process makes them again; by default one that goes with the process
-    #[arg(long, env = "DND_DATA", value_name = "DIR")]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    data: dnd_orchestrator::DataArgs,
     #[command(flatten)]
     engine: dnd_onnx::runtime::EngineArgs,
     #[command(flatten)]

@@ -77,9 +77,9 @@ pub(crate) struct Work {
 impl Work {
     /// Where results of a function are kept, that depend on a model and on what `with` says. The number in the function's name is raised when its results
     /// become others.
-    fn shelf<V: Serialize + DeserializeOwned + Clone>(results: Option<&Arc<Kept>>, function: &str, model: Option<&Model>, with: &str) -> Option<Shelf<V>> {
+    fn shelf<V: Serialize + DeserializeOwned + Clone>(results: &Kept, function: &str, model: Option<&Model>, with: &str) -> Option<Shelf<V>> {
         let (digest, engine) = model.map(|model| (model.digest.as_bytes(), model.engine.as_bytes()))?;
-        Some(Shelf::new(Arc::clone(results?), &[function.as_bytes(), digest, engine, with.as_bytes()]))
+        Some(Shelf::new(results.clone(), &[function.as_bytes(), digest, engine, with.as_bytes()]))
     }
 }
 
@@ -132,7 +132,7 @@ macro_rules! answered {
 
 impl Calls {
     /// The calls of a job; their results are kept where `results` keeps them.
-    pub(crate) fn new(models: Models, blobs: Arc<Blobs>, results: Option<&Arc<Kept>>, progress: Arc<Progress>, work: Work) -> Self {
+    pub(crate) fn new(models: Models, blobs: Arc<Blobs>, results: &Kept, progress: Arc<Progress>, work: Work) -> Self {
         let Work { parameters, target, probing_set, layers, provenance } = work;
         let units: usize = layers.iter().map(|layer| layer.units.len()).sum();
         let Parameters { seed, temperature, answer_max_new_tokens, num_inference_steps, guidance_scale, .. } = parameters;

@@ -31,6 +31,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::{
     calls::{Calls, Work, once_loaded},
+    data::Data,
     jobs::{Job, Jobs},
     models::{Models, passed_on},
     results::Results,
@@ -58,10 +59,11 @@ const LONGEST_REQUEST_ID: usize = 128;
 const MOST_CONCEPTS: usize = 100;
 const MOST_IMAGES: usize = 1000;
 
-/// Adds the gRPC services of an orchestrator: it reads uploads from `blobs`, whose service it needs too ([`dnd_mesh::blobs::add_to`]), and keeps the
-/// pictures that its jobs make there. Where there are `results`, it looks there first for what its jobs need of the models, and keeps what they make.
-pub fn add_to(services: Services, models: Models, blobs: Arc<Blobs>, results: Option<Results>, args: OrchestratorArgs) -> Services {
-    let results = results.map(Arc::new);
+/// Adds the gRPC services of an orchestrator: it reads uploads from the data's blobs, whose service it needs too ([`dnd_mesh::blobs::add_to`]), and keeps
+/// what its jobs make in the data.
+pub fn add_to(services: Services, models: Models, data: Data, args: OrchestratorArgs) -> Services {
+    let Data { blobs, database } = data;
+    let results = Results::new(database);
     let orchestrator = Arc::new(Orchestrator { models, blobs, results, args, jobs: Jobs::default(), tasks: Mutex::default() });
     let dissect =
         DissectServiceServer::from_arc(Arc::clone(&orchestrator)).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -72,7 +74,7 @@ pub fn add_to(services: Services, models: Models, blobs: Arc<Blobs>, results: Op
 struct Orchestrator {
     models: Models,
     blobs: Arc<Blobs>,
-    results: Option<Arc<Results>>,
+    results: Results,
     args: OrchestratorArgs,
     jobs: Jobs,
     /// The jobs' tasks; they end with this value.
@@ -263,7 +265,7 @@ impl Orchestrator {
         }));
         let probing_set = set.cloned().unwrap_or_default();
         let work = Work { parameters, target: target.clone(), probing_set, layers: described.found.clone(), provenance };
-        let calls = Calls::new(self.models.clone(), Arc::clone(&self.blobs), self.results.as_ref(), Arc::clone(&job.progress), work);
+        let calls = Calls::new(self.models.clone(), Arc::clone(&self.blobs), &self.results, Arc::clone(&job.progress), work);
         Ok(Prepared { job, calls, layers: described.found, target })
     }
 

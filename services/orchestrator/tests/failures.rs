@@ -13,12 +13,10 @@ use std::{
 
 use bytes::Bytes;
 use dnd_mesh::{
-    Fault,
-    blobs::{self, Blobs},
-    fault, items,
+    Fault, blobs, fault, items,
     server::{InProcess, Services},
 };
-use dnd_orchestrator::{Models, OrchestratorArgs, add_to};
+use dnd_orchestrator::{Data, DataArgs, Models, OrchestratorArgs, add_to};
 use dnd_proto::v1::{
     self as proto, ActivateRequest, ActivateResponse, Answer, Caption, CaptionRequest, CaptionResponse, CropRequest, CropResponse, DescribeTargetRequest,
     DescribeTargetResponse, DissectRequest, EmbedImagesRequest, EmbedImagesResponse, EmbedTextsRequest, EmbedTextsResponse, Embedding, GenerateRequest,
@@ -296,8 +294,8 @@ async fn run_to_the_end(behaviour: Behaviour, parameters: Parameters, args: Orch
         .with(clip::EmbeddingServiceServer::new(fakes.clone()));
     let models = InProcess::start(services);
     let channel = || models.channel();
-    let store = Arc::new(Blobs::temporary().unwrap());
-    let orchestrator = add_to(Services::default(), Models::over(channel(), channel(), channel(), channel(), channel()), store, None, args);
+    let data = Data::open(&DataArgs::default()).await.unwrap();
+    let orchestrator = add_to(Services::default(), Models::over(channel(), channel(), channel(), channel(), channel()), data, args);
     let server = InProcess::start(orchestrator);
     let request = DissectRequest {
         target: Some(Target { uri: "file:/somewhere/net.onnx".into(), ..Default::default() }),
