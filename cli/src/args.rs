@@ -147,6 +147,9 @@ pub(crate) struct MeshArgs {
     pub(crate) orchestrator: OrchestratorArgs,
     #[command(flatten)]
     pub(crate) llm: LlmArgs,
+    /// File with the token that calls of the endpoint show
+    #[arg(long, env = "DND_TOKEN_FILE", value_name = "FILE", help_heading = "Certificates and tokens")]
+    pub(crate) token_file: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) tls: TlsArgs,
 }

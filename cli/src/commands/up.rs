@@ -52,7 +52,7 @@ pub(crate) async fn run(args: Args, log: &str) -> Result<ExitCode, Problem> {
         eprintln!("{}: {}", suite.name, suite.notice);
     }
     let Args { data, engine, activation, captioner, orchestrator, llm, tls, access, .. } = args;
-    let mesh = MeshArgs { models: None, endpoint: None, data, engine, activation, captioner, orchestrator, llm, tls: TlsArgs::default() };
+    let mesh = MeshArgs { models: None, endpoint: None, data, engine, activation, captioner, orchestrator, llm, token_file: None, tls: TlsArgs::default() };
     let local = LocalMesh::new(&mesh).await?;
     let serve = ServeArgs { listen: args.listen, grace: args.grace, log: log.to_owned(), port_file: args.port_file, tls, access };
     let (engines, blobs) = (local.engines.clone(), local.blobs.clone());

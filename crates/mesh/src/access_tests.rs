@@ -97,7 +97,7 @@ impl Running {
 
     async fn called(&self, tls: &TlsArgs, token: Option<&str>) -> Result<(), Fault> {
         let scheme = if tls.tls_ca.is_some() { "https" } else { "http" };
-        let mut client = UploadServiceClient::new(Dial::open(tls)?.connect(&self.url(scheme)).await?);
+        let mut client = UploadServiceClient::new(Dial::open(tls, None)?.connect(&self.url(scheme)).await?);
         let called = client.check_uploads(with_token(CheckUploadsRequest { digests: vec!["0".repeat(64)] }, token)).await;
         called.map(drop).map_err(|status| Fault::relayed(&status))
     }
@@ -166,7 +166,7 @@ async fn a_lazy_channel_tells_why_as_well() {
     let without = TlsArgs { tls_ca: Some(ours.ca()), ..TlsArgs::default() };
     for (tls, reason) in [(without, "NO_CLIENT_CERTIFICATE"), (TlsArgs { tls_ca: Some(other.ca()), ..TlsArgs::default() }, "SERVER_CERTIFICATE")] {
         let called = async {
-            let mut client = UploadServiceClient::new(Dial::open(&tls)?.lazy(&server.url("https"))?);
+            let mut client = UploadServiceClient::new(Dial::open(&tls, None)?.lazy(&server.url("https"))?);
             client.check_uploads(CheckUploadsRequest::default()).await.map_err(|status| Fault::relayed(&status))
         };
         assert_eq!(called.await.unwrap_err().reason(), reason);
@@ -225,7 +225,7 @@ async fn a_call_needs_a_token_with_its_scope_and_a_revoked_one_is_worth_nothing(
         assert!(counted(reason), "{reason}");
     }
     // Health needs none, and what the table does not know needs more than to run.
-    let channel = Dial::open(&client).unwrap().connect(&server.url("https")).await.unwrap();
+    let channel = Dial::open(&client, None).unwrap().connect(&server.url("https")).await.unwrap();
     HealthClient::new(channel.clone()).check(HealthCheckRequest::default()).await.unwrap();
     let unknown = async |token: &str| -> Status {
         let mut client = tonic::client::Grpc::new(channel.clone());
@@ -257,7 +257,7 @@ async fn nothing_is_said_in_the_clear_to_other_machines_unless_that_is_wanted() 
         assert!(matches!(said(args).await, ServeError::Load(_)));
     }
 
-    let dial = |insecure| Dial::open(&TlsArgs { insecure, ..TlsArgs::default() }).unwrap();
+    let dial = |insecure| Dial::open(&TlsArgs { insecure, ..TlsArgs::default() }, None).unwrap();
     for url in ["http://captioner:50051", "captioner:50051", "http://10.0.0.1:50051", "http://127.0.0.1.example.org:1"] {
         assert_eq!(dial(false).lazy(url).unwrap_err().reason(), "INSECURE", "{url}");
         assert!(dial(true).lazy(url).is_ok(), "{url}");

@@ -2,14 +2,14 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
+    fmt, fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use clap::ValueEnum;
 use futures::future::BoxFuture;
-use http::{HeaderMap, Request, Response, header::AUTHORIZATION};
+use http::{HeaderMap, HeaderValue, Request, Response, header::AUTHORIZATION};
 use serde::Deserialize;
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 use tonic::{Code, Status, body::Body};
@@ -261,6 +261,32 @@ impl AsyncAuthorizeRequest<Body> for Guard {
                 }
             }
         })
+    }
+}
+
+/// The token that a client's calls show, if it has one.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Bearer(Option<HeaderValue>);
+
+impl Bearer {
+    /// Reads the token of a file, if one is named. Blocking.
+    pub(crate) fn open(file: Option<&Path>) -> Result<Self, String> {
+        let Some(file) = file else { return Ok(Self(None)) };
+        let text = fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
+        let token = text.trim();
+        // What it holds is not repeated: it is a secret, if a wrong one.
+        let value = (!token.is_empty()).then(|| HeaderValue::try_from(format!("Bearer {token}")).ok()).flatten();
+        let mut value = value.ok_or_else(|| format!("{}: no token in it, or more than one line", file.display()))?;
+        // So that nothing shows it that shows headers.
+        value.set_sensitive(true);
+        Ok(Self(Some(value)))
+    }
+
+    /// Puts the token on a call.
+    pub(crate) fn show(&self, headers: &mut HeaderMap) {
+        if let Some(token) = &self.0 {
+            headers.insert(AUTHORIZATION, token.clone());
+        }
     }
 }
 

@@ -8,14 +8,18 @@
 mod access_tests;
 pub mod args;
 pub mod auth;
+pub mod balance;
 pub mod batch;
 pub mod blobs;
 pub mod channel;
+pub mod deadline;
+pub mod errors;
 pub mod fault;
 pub mod items;
 pub mod parameters;
 pub mod program;
 mod reloaded;
+pub mod retry;
 pub mod server;
 mod slot;
 pub mod telemetry;

@@ -37,7 +37,7 @@ async fn run(args: Args) -> Result<()> {
     telemetry::init(&serve.log);
     let data = Data::open(&data).await?;
     let services = blobs::add_to(Services::default(), Arc::clone(&data.blobs));
-    let models = Models::at(&endpoints, &Dial::open(&serve.tls)?)?;
+    let models = Models::at(&endpoints, &Dial::open(&serve.tls, endpoints.token_file.as_deref())?)?;
     let services = dnd_orchestrator::add_to(services, models, data, options);
     server::serve(&serve, services, || Ok::<_, Infallible>(())).await?;
     Ok(())
