@@ -50,7 +50,7 @@ pub(crate) async fn run(args: Args, log: &str) -> Result<ExitCode, Problem> {
     let Args { data, engine, activation, captioner, orchestrator, llm, .. } = args;
     let mesh = MeshArgs { models: None, endpoint: None, data, engine, activation, captioner, orchestrator, llm };
     let local = LocalMesh::new(&mesh).await?;
-    let serve = ServeArgs { listen: args.listen, grace: args.grace, log: log.to_owned(), port_file: args.port_file };
+    let serve = ServeArgs { listen: args.listen, grace: args.grace, log: log.to_owned(), otlp: None, port_file: args.port_file };
     let (engines, blobs) = (local.engines.clone(), local.blobs.clone());
     let load = move || engines.load(&suite, &mesh, blobs);
     server::serve(&serve, local.services.clone(), load).await.map_err(|error| match error {

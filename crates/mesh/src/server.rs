@@ -29,7 +29,7 @@ use tower_http::{
 };
 use tracing::{error, info, warn};
 
-use crate::{Fault, args::ServeArgs, channel};
+use crate::{Fault, args::ServeArgs, channel, telemetry};
 
 /// Why a server could not start, or ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -77,12 +77,13 @@ impl Services {
     }
 }
 
-/// Runs a service's whole life: listens at once, loads its model, says SERVING, and on SIGTERM or Ctrl-C says NOT_SERVING, lets running
+/// Runs a service's whole life: logs, listens at once, loads its model, says SERVING, and on SIGTERM or Ctrl-C says NOT_SERVING, lets running
 /// calls end and returns, after the grace period at the latest. `load` runs on a thread of its own.
 pub async fn serve<E>(args: &ServeArgs, services: Services, load: impl FnOnce() -> Result<(), E> + Send + 'static) -> Result<(), ServeError>
 where
     E: std::fmt::Display + Send + 'static,
 {
+    let _telemetry = telemetry::init(&args.log, args.otlp.as_deref());
     let listen = |source| ServeError::Listen { address: args.listen, source };
     let listener = TcpListener::bind(args.listen).await.map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
@@ -143,7 +144,7 @@ where
 {
     let stack = ServiceBuilder::new()
         // Outermost, so that a call's span holds everything that happens in it, refusals and panics included.
-        .layer(TraceLayer::new(callers_faults_are_no_failures()))
+        .layer(TraceLayer::new(callers_faults_are_no_failures()).make_span_with(telemetry::span_of::<Body>))
         // Outside of all that can panic; the connection and its other calls go on.
         .layer(CatchPanicLayer::custom(panicked));
     let reflection = |builder: tonic_reflection::server::Builder<'static>| {

@@ -8,7 +8,6 @@ use dnd_mesh::{
     args::ServeArgs,
     blobs, program,
     server::{self, Services},
-    telemetry,
 };
 use dnd_orchestrator::{Data, DataArgs, Endpoints, Models, OrchestratorArgs};
 
@@ -32,7 +31,6 @@ fn main() -> Result<()> {
 
 async fn run(args: Args) -> Result<()> {
     let Args { endpoints, data, options, serve } = args;
-    telemetry::init(&serve.log);
     let data = Data::open(&data).await?;
     let services = blobs::add_to(Services::default(), Arc::clone(&data.blobs));
     let services = dnd_orchestrator::add_to(services, Models::at(&endpoints)?, data, options);
