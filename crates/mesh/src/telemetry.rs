@@ -39,8 +39,7 @@ impl Drop for Telemetry {
 pub fn init(level: &str, collector: Option<&str>) -> Telemetry {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let logs = fmt::layer().with_writer(std::io::stderr);
-    let logs =
-        if std::io::stderr().is_terminal() { logs.with_target(false).boxed() } else { logs.json().flatten_event(true).with_span_list(false).boxed() };
+    let logs = if std::io::stderr().is_terminal() { logs.with_target(false).boxed() } else { logs.json().flatten_event(true).with_span_list(false).boxed() };
     let (provider, problem) = match collector.map(provider).transpose() {
         Ok(provider) => (provider, None),
         Err(problem) => (None, Some(problem)),
