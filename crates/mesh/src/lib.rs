@@ -5,13 +5,16 @@
 //! streams of items are answered by [`items::answer`].
 
 pub mod args;
+pub mod balance;
 pub mod batch;
 pub mod blobs;
 pub mod channel;
+pub mod deadline;
 pub mod fault;
 pub mod items;
 pub mod parameters;
 pub mod program;
+pub mod retry;
 pub mod server;
 mod slot;
 pub mod telemetry;

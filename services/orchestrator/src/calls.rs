@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use dnd_mesh::{Fault, blobs::Blobs, fault, parameters};
+use dnd_mesh::{Fault, blobs::Blobs, fault, parameters, retry::Patience};
 use dnd_method::{embedding::Embedding, parameters::Parameters};
 use dnd_proto::v1::{
     self as proto, ActivatePicture, ActivateRequest, ActivateSetup, Answer, CaptionRequest, CropRequest, EmbedImagesRequest, EmbedTextsRequest,
@@ -17,7 +17,6 @@ use dnd_proto::v1::{
 };
 use futures::{StreamExt as _, stream};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::time::{Duration, sleep};
 use tonic::{Code, Response, Status, Streaming};
 
 use crate::{
@@ -31,11 +30,6 @@ use crate::{
 
 /// Items of one stream at most, so that load can move between replicas.
 const ITEMS: usize = 64;
-/// How often a call whose service is away is tried again without anything having come of it, and how long after the first time; twice as long after each
-/// further one, up to a bound. Together about a minute: long enough for a service that was restarted to load its model.
-const RETRIES: u32 = 12;
-const RETRY_AFTER: Duration = Duration::from_millis(250);
-const RETRY_AT_LAST_AFTER: Duration = Duration::from_secs(8);
 /// Results that are kept for units that need them, too: texts and digests, embeddings, and activations by their number.
 const KEPT: usize = 1_000_000;
 const KEPT_EMBEDDINGS: usize = 50_000;
@@ -502,32 +496,6 @@ fn embedding_of(embedding: &proto::Embedding) -> Result<Arc<Embedding>, Failure>
     Embedding::new(&embedding.values).map(Arc::new).map_err(|e| Failure::new("embedding", e.to_string()))
 }
 
-/// How long a call waits for a service that is away. All calls of models are pure: nothing that is tried again is done twice.
-struct Patience {
-    tries: u32,
-    after: Duration,
-}
-
-impl Default for Patience {
-    fn default() -> Self {
-        Self { tries: RETRIES, after: RETRY_AFTER }
-    }
-}
-
-impl Patience {
-    /// Waits if the failed call is worth another try, and gives whether it is.
-    async fn wait_after(&mut self, status: &Status) -> bool {
-        if self.tries == 0 || !is_away(status) {
-            return false;
-        }
-        tracing::warn!(%status, "a model service is away; trying again in {:?}", self.after);
-        sleep(self.after).await;
-        self.tries -= 1;
-        self.after = (2 * self.after).min(RETRY_AT_LAST_AFTER);
-        true
-    }
-}
-
 /// Makes a call again while its service is still loading its model.
 pub(crate) async fn once_loaded<T, F: Future<Output = Result<T, Status>>>(call: impl Fn() -> F) -> Result<T, Status> {
     let mut patience = Patience::default();
@@ -537,12 +505,6 @@ pub(crate) async fn once_loaded<T, F: Future<Output = Result<T, Status>>>(call: 
             answered => return answered,
         }
     }
-}
-
-/// Whether a status says that the service was not there, or not to the end. A broken connection has many codes, and never a reason of ours.
-fn is_away(status: &Status) -> bool {
-    let broken = matches!(status.code(), Code::Unknown | Code::Cancelled | Code::Internal) && fault::reason_of(status).is_none();
-    broken || matches!(status.code(), Code::Unavailable | Code::ResourceExhausted)
 }
 
 /// Sends items to a service over streams of a few, and gives each one's result in its place. `request` makes an item's message, when its turn comes;

@@ -1,17 +1,17 @@
 //! Clients of the model services.
 
 use clap::Args;
-use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, channel};
+use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, balance::Balanced, channel};
 use dnd_proto::v1::{
     activation_service_client::ActivationServiceClient, caption_service_client::CaptionServiceClient, diffusion_service_client::DiffusionServiceClient,
     embedding_service_client::EmbeddingServiceClient, summary_service_client::SummaryServiceClient, upload_service_client::UploadServiceClient,
 };
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status};
 
-/// Where the model services are.
+/// Where the model services are. Each is a name, of which all addresses are used, or several with commas between them.
 #[derive(Debug, Clone, Args)]
 pub struct Endpoints {
-    /// The activation service, such as http://localhost:50052
+    /// The activation service, such as http://localhost:50052; of this and the others, all addresses that the name has are used, and there may be several names, with commas between them
     #[arg(long, env = "DND_ACTIVATION")]
     pub activation: String,
     /// The captioner
@@ -31,12 +31,12 @@ pub struct Endpoints {
 /// A client of each model service.
 #[derive(Debug, Clone)]
 pub struct Models {
-    pub(crate) activation: ActivationServiceClient<Channel>,
-    pub(crate) uploads: UploadServiceClient<Channel>,
-    pub(crate) captioner: CaptionServiceClient<Channel>,
-    pub(crate) summarizer: SummaryServiceClient<Channel>,
-    pub(crate) diffusion: DiffusionServiceClient<Channel>,
-    pub(crate) clip: EmbeddingServiceClient<Channel>,
+    pub(crate) activation: ActivationServiceClient<Balanced>,
+    pub(crate) uploads: UploadServiceClient<Balanced>,
+    pub(crate) captioner: CaptionServiceClient<Balanced>,
+    pub(crate) summarizer: SummaryServiceClient<Balanced>,
+    pub(crate) diffusion: DiffusionServiceClient<Balanced>,
+    pub(crate) clip: EmbeddingServiceClient<Balanced>,
 }
 
 macro_rules! client {
@@ -58,7 +58,7 @@ impl Models {
     }
 
     /// Clients over channels.
-    pub fn over(activation: Channel, captioner: Channel, summarizer: Channel, diffusion: Channel, clip: Channel) -> Self {
+    pub fn over(activation: Balanced, captioner: Balanced, summarizer: Balanced, diffusion: Balanced, clip: Balanced) -> Self {
         Self {
             uploads: client!(UploadServiceClient, activation.clone()),
             activation: client!(ActivationServiceClient, activation),

@@ -293,7 +293,7 @@ async fn run_to_the_end(behaviour: Behaviour, parameters: Parameters, args: Orch
         .with(diffusion::DiffusionServiceServer::new(fakes.clone()))
         .with(clip::EmbeddingServiceServer::new(fakes.clone()));
     let models = InProcess::start(services);
-    let channel = || models.channel();
+    let channel = || models.channel().into();
     let data = Data::open(&DataArgs::default()).await.unwrap();
     let orchestrator = add_to(Services::default(), Models::over(channel(), channel(), channel(), channel(), channel()), data, args);
     let server = InProcess::start(orchestrator);
