@@ -73,7 +73,7 @@ pub(crate) async fn run(mut args: Args) -> Result<ExitCode, Problem> {
     if args.fresh && own.exists() {
         fs::remove_dir_all(&own).map_err(|e| Problem::file(&own, &e))?;
     }
-    args.mesh.data.get_or_insert(own);
+    args.mesh.data.data.get_or_insert(own);
     let (mesh, request, skipped) = unless_interrupted(async {
         let mesh = Mesh::open(&args.mesh).await?;
         let (set, skipped) = images.give(&mesh).await?;

@@ -10,13 +10,12 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use dnd_mesh::blobs;
+use dnd_mesh::{balance::Balanced, blobs};
 use dnd_proto::v1::{
     GetPicturesRequest, JobAccepted, JobDone, Provenance, SkippedPicture, UnitResult, UnitState, Usage, get_pictures_response::Result as Got,
     picture_service_client::PictureServiceClient,
 };
 use serde::{Deserialize, Serialize};
-use tonic::transport::Channel;
 
 use crate::{problem::Problem, watch};
 
@@ -165,7 +164,7 @@ impl Folder {
     }
 
     /// Keeps a finished unit: its pictures first, then its line.
-    pub(crate) async fn unit(&mut self, unit: UnitResult, service: &mut PictureServiceClient<Channel>) -> Result<(), Problem> {
+    pub(crate) async fn unit(&mut self, unit: UnitResult, service: &mut PictureServiceClient<Balanced>) -> Result<(), Problem> {
         let missing: Vec<String> =
             digests(&unit).filter(|digest| !self.pictures.contains(*digest)).map(str::to_owned).collect::<HashSet<_>>().into_iter().collect();
         for some in missing.chunks(PICTURES) {
