@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{demo, dissect, doctor, jobs, layers, models, select, tokens, up};
+use commands::{demo, dissect, doctor, jobs, layers, models, plan, select, tokens, up};
 use problem::{Problem, unless_interrupted};
 
 /// Labels neurons of vision networks in words (Describe-and-Dissect), with the evidence for each label.
@@ -43,6 +43,8 @@ enum Command {
     Layers(layers::Args),
     /// Let your own candidate concepts compete for a unit (step 3 alone)
     Select(select::Args),
+    /// Say how long a large run will take, on how many replicas of each service, and what it will cost
+    Plan(plan::Args),
     /// Look at model folders
     Models(models::Args),
     /// Say what this machine has: ONNX Runtime, providers, models, ports, space
@@ -73,6 +75,7 @@ async fn run(command: Command, log: &str) -> Result<ExitCode, Problem> {
         Command::Jobs(command) => unless_interrupted(jobs::run(command)).await,
         Command::Layers(args) => unless_interrupted(layers::run(args)).await,
         Command::Select(args) => unless_interrupted(select::run(args)).await,
+        Command::Plan(args) => plan::run(args).await,
         Command::Models(args) => unless_interrupted(models::run(args)).await,
         Command::Doctor(args) => unless_interrupted(doctor::run(args)).await,
         Command::Up(args) => up::run(args, log).await,
