@@ -1,303 +1,25 @@
 //! What becomes of a job whose model services fail in part: each failure has its place, and takes nothing from the rest.
-//!
-//! The model services here are stand-ins that answer at once, and as each test wants.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::{
-    io::Cursor,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+mod stand_ins;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
-use bytes::Bytes;
 use dnd_mesh::{
-    Fault, blobs, items,
+    Fault, blobs,
     server::{InProcess, Services},
 };
 use dnd_orchestrator::{Data, DataArgs, Models, OrchestratorArgs, WorksOn, add_to};
 use dnd_proto::v1::{
-    self as proto, ActivateRequest, ActivateResponse, ActivationMap, Answer, AttentionCrop, Caption, CaptionRequest, CaptionResponse, CropRequest,
-    CropResponse, DescribeTargetRequest, DescribeTargetResponse, DissectRequest, EmbedImagesRequest, EmbedImagesResponse, EmbedTextsRequest,
-    EmbedTextsResponse, Embedding, GenerateRequest, GenerateResponse, JobDone, JobPaused, LayerUnits, ListShardsRequest, ListShardsResponse, Model, Parameters,
-    PictureActivations, ProbeRequest, ProbeResponse, ProbeTotal, ProbedUnit, ProbingSet, ProbingShard, ReadPicturesRequest, ReadPicturesResponse,
-    SimplifyRequest, SimplifyResponse, SummarizeRequest, SummarizeResponse, Target, TopPicture, UnitResult, UnitState, Usage, activate_request,
-    activation_service_server as activation, caption_service_server as captioner, crop_response, diffusion_service_server as diffusion,
-    dissect_service_client::DissectServiceClient, embedding_service_server as clip, job_event::Event, probe_response, read_pictures_response,
-    summary_service_server as summarizer,
+    Answer, DissectRequest, JobDone, JobPaused, LayerUnits, Parameters, ProbingSet, SummarizeRequest, Target, UnitResult, UnitState, Usage,
+    dissect_service_client::DissectServiceClient, job_event::Event,
 };
-use futures::{StreamExt as _, stream};
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::Code;
 
-type Captions = fn(&[u8]) -> Result<String, Fault>;
-type Answers = fn(&SummarizeRequest) -> Result<Answer, Fault>;
-
-/// How the stand-ins answer.
-#[derive(Default)]
-struct Behaviour {
-    /// By the picture's bytes.
-    caption: Option<Captions>,
-    /// Whether each unit has top pictures of its own.
-    own_pictures: bool,
-    /// Whether top pictures have activation maps, and with them a crop each.
-    crops: bool,
-    /// By the request.
-    summary: Option<fn(&SummarizeRequest) -> String>,
-    simplified: Option<fn(&str) -> String>,
-    /// By the request, in place of `summary`.
-    answer: Option<Answers>,
-    /// By concept and index; none is unusable.
-    drawing: Option<fn(&str, u32) -> Option<Bytes>>,
-    /// By the picture's bytes.
-    activation: Option<fn(&[u8]) -> f32>,
-    /// Calls that the captioner refuses before it answers.
-    away: AtomicUsize,
-    /// Times that the captioner says that its model is being loaded.
-    loading: AtomicUsize,
-    probes: AtomicUsize,
-    cropped: AtomicUsize,
-    read: AtomicUsize,
-    captions: AtomicUsize,
-    drawings: AtomicUsize,
-    runs: AtomicUsize,
-}
-
-#[derive(Clone)]
-struct Fakes(Arc<Behaviour>);
-
-fn model() -> Option<Model> {
-    Some(Model { name: "stand-in".into(), ..Default::default() })
-}
-
-/// A PNG of one colour but for a corner.
-fn png(shade: u8) -> Bytes {
-    let mut picture = image::RgbImage::from_pixel(4, 4, image::Rgb([shade, shade, shade]));
-    picture.put_pixel(0, 0, image::Rgb([255 - shade, 0, shade]));
-    let mut bytes = Vec::new();
-    picture.write_to(&mut Cursor::new(&mut bytes), image::ImageFormat::Png).unwrap();
-    bytes.into()
-}
-
-/// The stand-in probing set: picture i is `png(i)`.
-fn top(index: u64) -> TopPicture {
-    let picture = png(index as u8);
-    TopPicture { path: format!("{index}.png"), digest: blobs::digest(&picture), index, activation: 10.0 - index as f32, map: None, seen: None }
-}
-
-#[tonic::async_trait]
-impl activation::ActivationService for Fakes {
-    async fn get_model(&self, _: Request<proto::ActivationServiceGetModelRequest>) -> Result<Response<proto::ActivationServiceGetModelResponse>, Status> {
-        Ok(Response::new(proto::ActivationServiceGetModelResponse { model: model() }))
-    }
-
-    async fn describe_target(&self, request: Request<DescribeTargetRequest>) -> Result<Response<DescribeTargetResponse>, Status> {
-        Ok(Response::new(DescribeTargetResponse { digest: "d".repeat(64), found: request.into_inner().asked, ..Default::default() }))
-    }
-
-    type ListShardsStream = items::Responses<ListShardsResponse>;
-
-    async fn list_shards(&self, _: Request<ListShardsRequest>) -> Result<Response<Self::ListShardsStream>, Status> {
-        let shard = ProbingShard { pictures: 3, digest: "5".repeat(64), ..Default::default() };
-        let listed = ListShardsResponse { shard: Some(shard), pictures: 3, unreadable: Vec::new() };
-        Ok(Response::new(Box::pin(stream::iter([Ok(listed)]))))
-    }
-
-    type ProbeStream = items::Responses<ProbeResponse>;
-
-    async fn probe(&self, request: Request<ProbeRequest>) -> Result<Response<Self::ProbeStream>, Status> {
-        let request = request.into_inner();
-        self.0.probes.fetch_add(1, Ordering::Relaxed);
-        let highest = u64::from(request.top.unwrap()).min(3);
-        let units = request.layers.into_iter().flat_map(|layer| layer.units.into_iter().map(move |unit| (layer.layer.clone(), unit)));
-        let first = |unit: u32| if self.0.own_pictures { highest * u64::from(unit) } else { 0 };
-        let map = self.0.crops.then(|| ActivationMap { height: 1, width: 1, values: vec![1.0] });
-        let tops = |unit: u32| (first(unit)..first(unit) + highest).map(|index| TopPicture { map: map.clone(), ..top(index) }).collect();
-        let probed = units.map(|(layer, unit)| ProbedUnit {
-            layer,
-            unit,
-            dead: unit == 99,
-            lowest: if unit == 99 { 10.0 } else { 8.0 },
-            highest: 10.0,
-            top: tops(unit),
-            ..Default::default()
-        });
-        let total = probe_response::Event::Total(ProbeTotal { pictures: 3, ..Default::default() });
-        let events: Vec<_> = probed.map(probe_response::Event::Unit).chain([total]).map(|event| Ok(ProbeResponse { event: Some(event) })).collect();
-        Ok(Response::new(Box::pin(stream::iter(events))))
-    }
-
-    type CropStream = items::Responses<CropResponse>;
-
-    async fn crop(&self, request: Request<CropRequest>) -> Result<Response<Self::CropStream>, Status> {
-        let crops = (0..).zip(request.into_inner().pictures).map(|(place, picture)| {
-            self.0.cropped.fetch_add(1, Ordering::Relaxed);
-            let cut_out = png(150 + picture.index as u8);
-            let crop = AttentionCrop { digest: blobs::digest(&cut_out), picture: cut_out, activation: 0.5, ..Default::default() };
-            Ok(CropResponse { picture: place, result: Some(crop_response::Result::Crop(crop)) })
-        });
-        Ok(Response::new(Box::pin(stream::iter(crops.collect::<Vec<_>>()))))
-    }
-
-    type ReadPicturesStream = items::Responses<ReadPicturesResponse>;
-
-    async fn read_pictures(&self, request: Request<ReadPicturesRequest>) -> Result<Response<Self::ReadPicturesStream>, Status> {
-        let read = (0..).zip(request.into_inner().pictures).map(|(place, picture)| {
-            self.0.read.fetch_add(1, Ordering::Relaxed);
-            let data = png(picture.index as u8);
-            Ok(ReadPicturesResponse { picture: place, result: Some(read_pictures_response::Result::Data(data)) })
-        });
-        Ok(Response::new(Box::pin(stream::iter(read.collect::<Vec<_>>()))))
-    }
-
-    type ActivateStream = items::Responses<ActivateResponse>;
-
-    async fn activate(&self, request: Request<Streaming<ActivateRequest>>) -> Result<Response<Self::ActivateStream>, Status> {
-        let fakes = self.clone();
-        let mut units = 0;
-        let answers = request.into_inner().filter_map(move |request| {
-            let answer = match request.unwrap().message.unwrap() {
-                activate_request::Message::Setup(setup) => {
-                    units = setup.layers.iter().map(|layer| layer.units.len()).sum();
-                    None
-                }
-                activate_request::Message::Picture(picture) => {
-                    fakes.0.runs.fetch_add(1, Ordering::Relaxed);
-                    let value = fakes.0.activation.map_or(1.0, |activation| activation(&picture.picture));
-                    let activations = PictureActivations { values: vec![value; units] };
-                    Some(Ok(ActivateResponse { item_id: picture.item_id, result: Some(proto::activate_response::Result::Activations(activations)) }))
-                }
-            };
-            std::future::ready(answer)
-        });
-        Ok(Response::new(Box::pin(answers)))
-    }
-}
-
-#[tonic::async_trait]
-impl captioner::CaptionService for Fakes {
-    async fn get_model(&self, _: Request<proto::CaptionServiceGetModelRequest>) -> Result<Response<proto::CaptionServiceGetModelResponse>, Status> {
-        if self.0.loading.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |loading| loading.checked_sub(1)).is_ok() {
-            return Err(Fault::new(Code::Unavailable, "MODEL_LOADING", "the model is still being loaded").into());
-        }
-        Ok(Response::new(proto::CaptionServiceGetModelResponse { model: model() }))
-    }
-
-    type CaptionStream = items::Responses<CaptionResponse>;
-
-    async fn caption(&self, request: Request<Streaming<CaptionRequest>>) -> Result<Response<Self::CaptionStream>, Status> {
-        if self.0.away.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |away| away.checked_sub(1)).is_ok() {
-            return Err(Status::unavailable("not now"));
-        }
-        let fakes = self.clone();
-        let answers = items::answer(request.into_inner(), 4, move |request: CaptionRequest| {
-            let fakes = fakes.clone();
-            async move {
-                fakes.0.captions.fetch_add(1, Ordering::Relaxed);
-                let caption = fakes.0.caption.map_or(Ok("a red circle".to_owned()), |caption| caption(&request.picture));
-                let result = match caption {
-                    Ok(text) => proto::caption_response::Result::Caption(Caption { text, token_ids: Vec::new() }),
-                    Err(fault) => proto::caption_response::Result::Status(fault.into_item()),
-                };
-                CaptionResponse { item_id: request.item_id, result: Some(result) }
-            }
-        });
-        Ok(Response::new(answers))
-    }
-}
-
-fn said(text: String) -> Answer {
-    Answer { text, ..Default::default() }
-}
-
-#[tonic::async_trait]
-impl summarizer::SummaryService for Fakes {
-    async fn get_model(&self, _: Request<proto::SummaryServiceGetModelRequest>) -> Result<Response<proto::SummaryServiceGetModelResponse>, Status> {
-        Ok(Response::new(proto::SummaryServiceGetModelResponse { model: model() }))
-    }
-
-    type SimplifyStream = items::Responses<SimplifyResponse>;
-
-    async fn simplify(&self, request: Request<Streaming<SimplifyRequest>>) -> Result<Response<Self::SimplifyStream>, Status> {
-        let fakes = self.clone();
-        let answers = items::answer(request.into_inner(), 4, move |request: SimplifyRequest| {
-            let text = fakes.0.simplified.map_or(request.caption.clone(), |simplified| simplified(&request.caption));
-            async move { SimplifyResponse { item_id: request.item_id, result: Some(proto::simplify_response::Result::Answer(said(text))) } }
-        });
-        Ok(Response::new(answers))
-    }
-
-    type SummarizeStream = items::Responses<SummarizeResponse>;
-
-    async fn summarize(&self, request: Request<Streaming<SummarizeRequest>>) -> Result<Response<Self::SummarizeStream>, Status> {
-        let fakes = self.clone();
-        let answers = items::answer(request.into_inner(), 4, move |request: SummarizeRequest| {
-            assert!(request.descriptions.iter().all(|description| !description.is_empty()), "no empty description is ever asked about");
-            let text = fakes.0.summary.map_or("red circles".to_owned(), |summary| summary(&request));
-            let answer = fakes.0.answer.map_or_else(|| Ok(said(text)), |answer| answer(&request));
-            async move {
-                let result = match answer {
-                    Ok(answer) => proto::summarize_response::Result::Answer(answer),
-                    Err(fault) => proto::summarize_response::Result::Status(fault.into_item()),
-                };
-                SummarizeResponse { item_id: request.item_id, result: Some(result) }
-            }
-        });
-        Ok(Response::new(answers))
-    }
-}
-
-#[tonic::async_trait]
-impl diffusion::DiffusionService for Fakes {
-    async fn get_model(&self, _: Request<proto::DiffusionServiceGetModelRequest>) -> Result<Response<proto::DiffusionServiceGetModelResponse>, Status> {
-        Ok(Response::new(proto::DiffusionServiceGetModelResponse { model: model() }))
-    }
-
-    type GenerateStream = items::Responses<GenerateResponse>;
-
-    async fn generate(&self, request: Request<Streaming<GenerateRequest>>) -> Result<Response<Self::GenerateStream>, Status> {
-        let fakes = self.clone();
-        let answers = items::answer(request.into_inner(), 4, move |request: GenerateRequest| {
-            fakes.0.drawings.fetch_add(1, Ordering::Relaxed);
-            let drawn = fakes.0.drawing.map_or_else(|| Some(png(100 + request.index as u8)), |drawing| drawing(&request.concept, request.index));
-            async move {
-                let result = match drawn {
-                    Some(picture) => proto::generate_response::Result::Picture(picture),
-                    None => proto::generate_response::Result::Unusable("all one value".into()),
-                };
-                GenerateResponse { item_id: request.item_id, result: Some(result) }
-            }
-        });
-        Ok(Response::new(answers))
-    }
-}
-
-#[tonic::async_trait]
-impl clip::EmbeddingService for Fakes {
-    async fn get_model(&self, _: Request<proto::EmbeddingServiceGetModelRequest>) -> Result<Response<proto::EmbeddingServiceGetModelResponse>, Status> {
-        Ok(Response::new(proto::EmbeddingServiceGetModelResponse { model: model() }))
-    }
-
-    type EmbedImagesStream = items::Responses<EmbedImagesResponse>;
-
-    async fn embed_images(&self, request: Request<Streaming<EmbedImagesRequest>>) -> Result<Response<Self::EmbedImagesStream>, Status> {
-        let answers = items::answer(request.into_inner(), 4, |request: EmbedImagesRequest| async move {
-            let embedding = Embedding { values: vec![1.0, f32::from(request.picture[request.picture.len() / 2])] };
-            EmbedImagesResponse { item_id: request.item_id, result: Some(proto::embed_images_response::Result::Embedding(embedding)) }
-        });
-        Ok(Response::new(answers))
-    }
-
-    type EmbedTextsStream = items::Responses<EmbedTextsResponse>;
-
-    async fn embed_texts(&self, request: Request<Streaming<EmbedTextsRequest>>) -> Result<Response<Self::EmbedTextsStream>, Status> {
-        let answers = items::answer(request.into_inner(), 4, |request: EmbedTextsRequest| async move {
-            let embedding = Embedding { values: vec![1.0, request.text.len() as f32] };
-            EmbedTextsResponse { item_id: request.item_id, result: Some(proto::embed_texts_response::Result::Embedding(embedding)) }
-        });
-        Ok(Response::new(answers))
-    }
-}
+use stand_ins::{Behaviour, Fakes, png, said};
 
 /// Runs a job over the stand-ins on three live units and a dead one; gives the results in the order of the units.
 async fn run(behaviour: Behaviour) -> (Vec<UnitResult>, Arc<Behaviour>) {
@@ -327,13 +49,7 @@ async fn run_over(
     args: OrchestratorArgs,
 ) -> (Vec<UnitResult>, Result<JobDone, JobPaused>, Arc<Behaviour>) {
     let fakes = Fakes(Arc::new(behaviour));
-    let services = Services::default()
-        .with(activation::ActivationServiceServer::new(fakes.clone()))
-        .with(captioner::CaptionServiceServer::new(fakes.clone()))
-        .with(summarizer::SummaryServiceServer::new(fakes.clone()))
-        .with(diffusion::DiffusionServiceServer::new(fakes.clone()))
-        .with(clip::EmbeddingServiceServer::new(fakes.clone()));
-    let models = InProcess::start(services);
+    let models = fakes.start();
     let channel = || models.channel().into();
     let data = Data::open(data).await.unwrap();
     let orchestrator = add_to(Services::default(), Models::over(channel(), channel(), channel(), channel(), channel()), data, &args, WorksOn::AllJobs);
