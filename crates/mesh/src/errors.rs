@@ -76,7 +76,7 @@ pub const REASONS: &[Reason] = &[
     reason("REQUEST_ID_TAKEN", &[Code::AlreadyExists], "Another request had that `request_id`.", "Use an id of its own for each request."),
     reason("RUNTIME_LIBRARY", &[Code::Internal], "ONNX Runtime's library is missing or too old.", "Run `make setup`, or name it with ORT_DYLIB_PATH."),
     reason("SERVER_CERTIFICATE", &[Code::Unauthenticated], "The client does not trust the server's certificate: it has expired, is for another name, or is not of the client's CA.", "Name the right CA with `--tls-ca`, and call the server by a name that its certificate has."),
-    reason("SERVICE_AWAY", &[Code::Unavailable], "A model service is not there, also after the job has waited for it.", "Start it, then start the job again: it goes on where it was."),
+    reason("SERVICE_AWAY", &[Code::Unavailable], "A model service is not there, also after the call has waited for it.", "Start it: a job that is paused for it goes on by itself."),
     reason("SERVICE_FAILED", &[], "A model service failed; the code is its own.", "The message names the service and its reason."),
     reason("SHUTTING_DOWN", &[Code::Unavailable], "The service is ending.", "Ask again; another replica, or the service once it is back, answers."),
     reason("STORAGE", &[Code::Internal], "The service's disk does not work, or is full.", "The message has the system's own."),

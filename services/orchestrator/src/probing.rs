@@ -9,8 +9,11 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use clap::Args;
-use dnd_mesh::Fault;
-use dnd_method::top::{Entry, Top};
+use dnd_mesh::{Fault, retry::Patience};
+use dnd_method::{
+    parameters::Parameters,
+    top::{Entry, Top},
+};
 use dnd_proto::v1::{ListShardsResponse, ProbeProgress, ProbeTotal, ProbedUnit, ProbingShard, SkippedPicture, Stage, probe_response::Event};
 use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use prost::Message as _;
@@ -20,9 +23,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
 use crate::{
-    calls::{Calls, Patience},
+    calls::{Calls, TRIES},
     models::passed_on,
     steps::looked_at,
+    store::Passed,
 };
 
 /// How a probing set is run.
@@ -151,7 +155,7 @@ impl Pass<'_> {
         }
         let probed = stream::iter(shards).map(|shard| async move {
             let probed = self.probed(&shard).await?;
-            Ok((shard, probed))
+            Ok::<_, Fault>((shard, probed))
         });
         let mut probed: Vec<_> = probed.buffer_unordered(self.args.shards_in_flight.get()).try_collect().await?;
         probed.sort_by_key(|(shard, _)| shard.first);
@@ -160,19 +164,19 @@ impl Pass<'_> {
 
     async fn probed(&self, shard: &ProbingShard) -> Result<ProbedShard, Fault> {
         let Some(kept) = self.calls.kept_shard(shard).await? else { return self.make(shard).await };
-        self.calls.count(Stage::Probe, 0, kept.pictures);
+        self.calls.progress().calls(Stage::Probe, 0, kept.pictures);
         self.step(shard.pictures).await?;
         Ok(kept)
     }
 
     /// Runs a shard, and keeps what comes of it.
     async fn make(&self, shard: &ProbingShard) -> Result<ProbedShard, Fault> {
-        let mut patience = Patience::default();
+        let mut patience = Patience::of(TRIES);
         loop {
             let mut done = 0;
             match self.over(shard, &mut done).await {
                 Ok(probed) => {
-                    self.calls.count(Stage::Probe, probed.pictures + probed.rerun, 0);
+                    self.calls.progress().calls(Stage::Probe, probed.pictures + probed.rerun, 0);
                     return Ok(probed);
                 }
                 Err(Broken::Service(status)) if patience.wait_after(&status).await => {
@@ -322,6 +326,37 @@ fn merged(parts: Vec<ProbedUnit>, size: usize) -> Result<ProbedUnit, Fault> {
     let (lowest, highest) = top.range().unwrap_or_default();
     let (dead, not_finite) = (top.is_dead(), top.not_finite());
     Ok(ProbedUnit { layer, unit, dead, not_finite, lowest, highest, top: top.into_entries().into_iter().map(|entry| entry.with).collect() })
+}
+
+/// What of a pass is told as it goes on.
+pub(crate) enum Probed {
+    Progress(ProbeProgress),
+    Unit(ProbedUnit),
+}
+
+impl Passed {
+    /// Takes what of a pass is told at its end, and gives the rest back.
+    pub(crate) fn hear(&mut self, event: Event, parameters: &Parameters) -> Option<Probed> {
+        match event {
+            Event::Unit(unit) => return Some(Probed::Unit(unit)),
+            Event::Progress(progress) => return Some(Probed::Progress(progress)),
+            Event::Skipped(skipped) => self.skipped.push(skipped),
+            Event::Total(total) => {
+                self.pictures = total.pictures;
+                let wanted = u64::from(looked_at(parameters));
+                if total.pictures < wanted {
+                    self.warnings.push(format!(
+                        "the probing set has {} good pictures, fewer than the {wanted} that are looked at for each unit: all are used",
+                        total.pictures
+                    ));
+                }
+                if total.duplicates > 0 {
+                    self.warnings.push(format!("{} pictures were left out because a byte-equal one comes before them", total.duplicates));
+                }
+            }
+        }
+        None
+    }
 }
 
 /// A fault of what is kept here.
