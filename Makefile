@@ -3,10 +3,14 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-long k8s-check bench parity lint fmt proto models
+.PHONY: help setup build demo test test-faults test-long k8s-check bench parity lint fmt proto models
 
 export ORT_DYLIB_PATH ?= $(CURDIR)/third_party/onnxruntime/lib/libonnxruntime.so
 PYTHON ?= python3
+
+# A PostgreSQL server for the tests of what many orchestrators share, in a folder that its own user can reach.
+POSTGRES := /tmp/dnd-postgres-$(shell id -u)
+with_postgres = trap 'scripts/postgres.sh $(POSTGRES) stop' EXIT; export DND_TEST_POSTGRES=$$(scripts/postgres.sh $(POSTGRES));
 
 help: ## list what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
@@ -26,11 +30,15 @@ demo: setup ## label the neurons of two small networks with the whole mesh; repo
 test: setup ## all tests but the long ones
 	@scripts/photographs.sh
 	cargo build --workspace --bins --locked
-	cargo test --workspace --locked
+	$(with_postgres) cargo test --workspace --locked
 	scripts/k8s.sh
 
 test-long: test ## the tests that take long, too
-	cargo test --workspace --locked -- --ignored
+	$(with_postgres) cargo test --workspace --locked -- --ignored
+
+test-faults: setup ## kill services, orchestrators and PostgreSQL 200 times in the middle of jobs, and compare the results
+	cargo build --workspace --bins --locked
+	$(with_postgres) cargo test -p dnd-tests --test faults --locked -- --ignored --nocapture
 
 k8s-check: setup ## hold k8s/ and deploy/ against Kubernetes' schemas, the code and the programs, without a cluster (part of test)
 	cargo build --workspace --bins --locked

@@ -1,5 +1,6 @@
 #!/bin/bash
-# Starts a PostgreSQL server of Debian's package on loopback, in a folder of its own, and prints its URL. Usage: postgres.sh FOLDER [start|stop]
+# Starts a PostgreSQL server of Debian's package on loopback, in a folder of its own, and prints its URL; or stops it and removes the
+# folder. Usage: postgres.sh FOLDER [start|stop]
 # Installs the package where there is none. PostgreSQL refuses to run as root: the server is the user nobody's then.
 set -eu -o pipefail
 
@@ -29,6 +30,7 @@ cd "$folder"
 
 if [ "$what" = stop ]; then
     "${run[@]}" "$bin/pg_ctl" -D "$folder/data" -m fast -w stop >&2
+    cd / && rm -rf "$folder"
     exit
 fi
 if [ ! -d "$folder/data" ]; then

@@ -114,7 +114,7 @@ impl Store {
 
     /// How far a job's stages are.
     pub(crate) async fn progress(&self, id: &str) -> Result<Vec<StageProgress>> {
-        const OPEN: &str = "SELECT stage, COUNT(*) FROM units WHERE job = $1 AND state = 0 AND place > 0 GROUP BY stage";
+        const OPEN: &str = "SELECT stage, COUNT(*) FROM units WHERE job = $1 AND state = 0 AND place <> 0 GROUP BY stage";
         let total: Option<i64> = sqlx::query_scalar("SELECT total FROM jobs WHERE id = $1").bind(id).fetch_optional(&self.database.pool).await?;
         let total = total.unwrap_or_default().max(0) as u64;
         let mut open: BTreeMap<u64, u64> = BTreeMap::new();
