@@ -108,6 +108,11 @@ impl Database {
     }
 }
 
+/// `$4, $5, $6`: places of so many values of a statement, from this one on. (sqlx's own builder writes `?` here, which PostgreSQL does not read.)
+pub(crate) fn places(first: usize, count: usize) -> String {
+    (first..first + count).map(|place| format!("${place}")).collect::<Vec<_>>().join(", ")
+}
+
 /// What stands for itself in the path of a `sqlite:` URL.
 const PATH: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS.add(b' ').add(b'%').add(b'?').add(b'#');
 

@@ -2,7 +2,7 @@
 //!
 //! `steps` reads as the paper's section 3: a unit goes in, its label and all the evidence for it come out. What the steps ask of the models
 //! goes through `calls`, where each pure call is made once, and what it gave kept in `results`, in the
-//! `database`; `probing` runs the probing set so; `jobs` keeps what happens in a job, for whoever watches it.
+//! `database`, as far as there is `room`; `probing` runs the probing set so; `jobs` keeps what happens in a job, for whoever watches it.
 
 mod calls;
 mod data;
@@ -13,6 +13,7 @@ mod models;
 mod probing;
 mod progress;
 mod results;
+mod room;
 mod server;
 mod steps;
 mod uploads;
@@ -21,4 +22,5 @@ pub use data::{Data, DataArgs, DataError};
 pub use database::{Database, DatabaseError};
 pub use models::{Endpoints, Models};
 pub use probing::ProbingArgs;
+pub use room::{KeptOf, Stats};
 pub use server::{OrchestratorArgs, add_to};

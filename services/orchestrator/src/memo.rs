@@ -151,7 +151,12 @@ struct Claimed<K, V> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    };
+
+    use dnd_mesh::blobs::Blobs;
 
     use super::*;
     use crate::{database::Database, results::Results};
@@ -196,7 +201,10 @@ mod tests {
     #[tokio::test]
     async fn what_an_earlier_memo_kept_is_not_made_again() {
         let folder = tempfile::tempdir().unwrap();
-        let memo = async || Memo::<u32, u32>::new(10, Some(Shelf::new(Results::new(Database::in_folder(folder.path()).await.unwrap()), &[b"f"])));
+        let memo = async || {
+            let (database, blobs) = (Database::in_folder(folder.path()).await.unwrap(), Arc::new(Blobs::open(folder.path()).unwrap()));
+            Memo::<u32, u32>::new(10, Some(Shelf::new(Results::new(database, blobs, None), "f", &[])))
+        };
         let first = memo().await;
         // The second value was made, and its maker died before it was kept.
         let make = |keys: Vec<u32>| async {

@@ -328,3 +328,27 @@ fn merged(parts: Vec<ProbedUnit>, size: usize) -> Result<ProbedUnit, Fault> {
 pub(crate) fn kept(failure: &crate::steps::Failure) -> Fault {
     Fault::new(Code::Internal, "STORAGE", failure.message.clone())
 }
+
+#[cfg(test)]
+mod tests {
+    use dnd_proto::v1::TopPicture;
+
+    use super::*;
+
+    fn part(not_finite: u64, range: (f32, f32), top: &[(u64, f32)]) -> ProbedUnit {
+        let top = top.iter().map(|(index, activation)| TopPicture { index: *index, activation: *activation, ..Default::default() }).collect();
+        ProbedUnit { layer: "layer".to_owned(), unit: 3, dead: range.0 == range.1, not_finite, lowest: range.0, highest: range.1, top }
+    }
+
+    #[test]
+    fn the_parts_of_a_unit_make_what_one_pass_finds() {
+        // In the first shard no activation was finite: its 0 is none.
+        let parts = vec![part(2, (0.0, 0.0), &[]), part(0, (1.0, 3.0), &[(7, 3.0), (5, 2.0)]), part(1, (2.0, 3.0), &[(9, 3.0), (10, 2.0)])];
+        assert_eq!(merged(parts, 3).unwrap(), part(3, (1.0, 3.0), &[(7, 3.0), (9, 3.0), (5, 2.0)]));
+        let each_of_one_value = vec![part(0, (1.0, 1.0), &[(0, 1.0)]), part(0, (2.0, 2.0), &[(1, 2.0)])];
+        assert_eq!(merged(each_of_one_value, 1).unwrap(), part(0, (1.0, 2.0), &[(1, 2.0)]));
+        assert!(merged(vec![part(0, (1.0, 1.0), &[(0, 1.0)]), part(0, (1.0, 1.0), &[(1, 1.0)])], 1).unwrap().dead);
+        let another = ProbedUnit { unit: 4, ..part(0, (1.0, 2.0), &[]) };
+        assert!(merged(vec![part(0, (1.0, 2.0), &[]), another], 1).is_err());
+    }
+}

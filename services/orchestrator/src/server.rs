@@ -67,8 +67,7 @@ const MOST_IMAGES: usize = 1000;
 /// Adds the gRPC services of an orchestrator: it reads uploads from the data's blobs, whose service it needs too ([`dnd_mesh::blobs::add_to`]), and keeps
 /// what its jobs make in the data.
 pub fn add_to(services: Services, models: Models, data: Data, args: OrchestratorArgs) -> Services {
-    let Data { blobs, database } = data;
-    let results = Results::new(database);
+    let Data { blobs, results, .. } = data;
     let orchestrator = Arc::new(Orchestrator { models, blobs, results, args, jobs: Jobs::default(), tasks: Mutex::default() });
     let dissect =
         DissectServiceServer::from_arc(Arc::clone(&orchestrator)).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -203,8 +202,10 @@ impl Orchestrator {
                 if stored.images.is_empty() || stored.images.len() > MOST_IMAGES {
                     return Err(Fault::field("stored.images", format!("{} images; 1 to {MOST_IMAGES}", stored.images.len())));
                 }
-                if let Some(image) = stored.images.iter().find(|image| self.blobs.path(&image.digest).is_none()) {
-                    return Err(not_uploaded(&format!("the picture {}", image.digest)));
+                for image in &stored.images {
+                    if !self.blobs.has(&image.digest).await.map_err(blobs::storage)? {
+                        return Err(not_uploaded(&format!("the picture {}", image.digest)));
+                    }
                 }
                 let Prepared { job, calls, mut layers, .. } = self.prepare(request.target, &layers, None, parameters).await?;
                 let Some(LayerUnits { layer, units }) = layers.pop() else { return Err(Fault::field("layer", "no such layer")) };
