@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{cache, demo, dissect, doctor, layers, models, select, tokens, up};
+use commands::{cache, demo, dissect, doctor, layers, models, plan, select, tokens, up};
 use problem::{Problem, unless_interrupted};
 
 /// Labels neurons of vision networks in words (Describe-and-Dissect), with the evidence for each label.
@@ -40,6 +40,8 @@ enum Command {
     Layers(layers::Args),
     /// Let your own candidate concepts compete for a unit (step 3 alone)
     Select(select::Args),
+    /// Say how long a large run will take, on how many replicas of each service, and what it will cost
+    Plan(plan::Args),
     /// Look at model folders
     Models(models::Args),
     /// Look at what is kept of what models made, or make room
@@ -71,6 +73,7 @@ async fn run(command: Command, log: &str) -> Result<ExitCode, Problem> {
         Command::Dissect(args) => dissect::run(args).await,
         Command::Layers(args) => unless_interrupted(layers::run(args)).await,
         Command::Select(args) => unless_interrupted(select::run(args)).await,
+        Command::Plan(args) => plan::run(args).await,
         Command::Models(args) => unless_interrupted(models::run(args)).await,
         Command::Cache(args) => unless_interrupted(cache::run(args)).await,
         Command::Doctor(args) => unless_interrupted(doctor::run(args)).await,
