@@ -16,7 +16,7 @@ use dnd_mesh::{
     server::{InProcess, Services},
 };
 use dnd_onnx::{folder, runtime};
-use dnd_orchestrator::{Data, Models};
+use dnd_orchestrator::{Data, Models, WorksOn};
 use dnd_summarizer::Summarizer;
 use serde::Deserialize;
 
@@ -127,7 +127,7 @@ pub(crate) struct LocalMesh {
 
 impl LocalMesh {
     /// Makes it; nothing is loaded yet.
-    pub(crate) async fn new(args: &MeshArgs) -> Result<Self, Problem> {
+    pub(crate) async fn new(args: &MeshArgs, works_on: WorksOn) -> Result<Self, Problem> {
         let data = Data::open(&args.data).await.map_err(|e| Problem::failure(e.to_string()))?;
         let blobs = Arc::clone(&data.blobs);
         let engines = Engines::default();
@@ -135,7 +135,7 @@ impl LocalMesh {
         let inner = InProcess::start(with_models.clone());
         let channel = || inner.channel().into();
         let models = Models::over(channel(), channel(), channel(), channel(), channel());
-        let services = dnd_orchestrator::add_to(with_models, models, data, args.orchestrator.clone());
+        let services = dnd_orchestrator::add_to(with_models, models, data, &args.orchestrator, works_on);
         Ok(Self { engines, blobs, services, _models: inner })
     }
 }

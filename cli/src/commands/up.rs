@@ -7,6 +7,8 @@ use dnd_mesh::{
     server::{self, ServeError},
 };
 
+use dnd_orchestrator::WorksOn;
+
 use crate::{
     args::MeshArgs,
     local::{LocalMesh, Suite, no_suite},
@@ -53,7 +55,7 @@ pub(crate) async fn run(args: Args, log: &str) -> Result<ExitCode, Problem> {
     }
     let Args { data, engine, activation, captioner, orchestrator, llm, tls, access, .. } = args;
     let mesh = MeshArgs { models: None, endpoint: None, data, engine, activation, captioner, orchestrator, llm, token_file: None, tls: TlsArgs::default() };
-    let local = LocalMesh::new(&mesh).await?;
+    let local = LocalMesh::new(&mesh, WorksOn::AllJobs).await?;
     let serve = ServeArgs { listen: args.listen, grace: args.grace, log: log.to_owned(), otlp: None, port_file: args.port_file, tls, access };
     let (engines, blobs) = (local.engines.clone(), local.blobs.clone());
     let load = move || engines.load(&suite, &mesh, blobs);

@@ -11,11 +11,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use dnd_mesh::{Fault, blobs::Blobs, fault, parameters, retry::Patience};
+use dnd_mesh::{
+    Fault,
+    blobs::Blobs,
+    fault, parameters,
+    retry::{Patience, is_away},
+};
 use dnd_method::{embedding::Embedding, parameters::Parameters};
 use dnd_proto::v1::{
-    self as proto, ActivatePicture, ActivateRequest, ActivateSetup, Answer, CaptionRequest, CropRequest, EmbedImagesRequest, EmbedTextsRequest,
-    GenerateRequest, LayerUnits, ListShardsRequest, ListShardsResponse, Model, ProbeRequest, ProbeResponse, ProbingSet, ProbingShard, Provenance,
+    self as proto, ActivatePicture, ActivateRequest, ActivateSetup, Answer, CaptionRequest, CropRequest, DissectRequest, EmbedImagesRequest, EmbedTextsRequest,
+    GenerateRequest, JobAccepted, LayerUnits, ListShardsRequest, ListShardsResponse, Model, ProbeRequest, ProbeResponse, ProbingSet, ProbingShard, Provenance,
     ReadPicturesRequest, Sampling, SimplifyRequest, Stage, SummarizeRequest, Target, TopPicture, Usage, activate_request, activate_response, caption_response,
     crop_response, embed_images_response, embed_texts_response, generate_response, read_pictures_response, simplify_response, summarize_response,
 };
@@ -31,26 +36,31 @@ use crate::{
     progress::Progress,
     results::{Results as Kept, Shelf},
     steps::{Failure, looked_at},
+    store::Pause,
     uploads::{self, NOT_UPLOADED},
 };
 
 /// Items of one stream at most, so that load can move between replicas.
 const ITEMS: usize = 64;
-/// Results that are kept for units that need them, too: texts and digests, embeddings, and activations by their number.
-const KEPT: usize = 1_000_000;
-const KEPT_EMBEDDINGS: usize = 50_000;
+/// How often a call whose service is away is tried again: some seconds, enough for a service that is started anew at once. Then the job pauses until it is there.
+pub(crate) const TRIES: u32 = 5;
+/// As [`TRIES`], where a mesh that was just started is waited for: about a minute, in which a service loads its model.
+pub(crate) const TRIES_AT_FIRST: u32 = 12;
+/// Results that are in memory for units that need them, too: texts and digests, embeddings, and activations by their number. All others are in the database.
+const KEPT: usize = 10_000;
+const KEPT_EMBEDDINGS: usize = 5_000;
 /// Crops are no two units', and no picture is cropped for a unit twice.
 const KEPT_CROPS: usize = 1_000;
-const KEPT_ACTIVATIONS: usize = 1 << 26;
-/// Reasons of the summarizer's that every further question would be answered with, too.
-const ENDS_THE_JOB: [&str; 4] = ["LLM_BUDGET", "LLM_KEY", "LLM_NOT_FOUND", "LLM_QUOTA"];
+const KEPT_ACTIVATIONS: usize = 1 << 24;
+/// Reasons of the summarizer's that every further question would be answered with, too: the job waits for whoever can change that.
+const PAUSES_THE_JOB: [&str; 4] = ["LLM_BUDGET", "LLM_KEY", "LLM_NOT_FOUND", "LLM_QUOTA"];
 
 /// The calls of one job.
 pub(crate) struct Calls {
     models: Models,
     blobs: Arc<Blobs>,
     results: Kept,
-    progress: Arc<Progress>,
+    progress: Progress,
     parameters: Parameters,
     target: Target,
     probing_set: ProbingSet,
@@ -82,6 +92,20 @@ pub(crate) struct Work {
 }
 
 impl Work {
+    /// The work of a job.
+    pub(crate) fn of(request: DissectRequest, accepted: JobAccepted) -> Result<Self, Fault> {
+        let provenance = accepted.provenance.unwrap_or_default();
+        // The target is what it was when it was described, its pre-processing spelt out.
+        let Provenance { target_digest, preprocessing, parameters, .. } = provenance.clone();
+        Ok(Self {
+            parameters: parameters::from_request(parameters.as_ref())?,
+            target: Target { digest: target_digest, preprocessing, ..request.target.unwrap_or_default() },
+            probing_set: request.probing_set.unwrap_or_default(),
+            layers: accepted.layers,
+            provenance,
+        })
+    }
+
     /// Where results of a function are kept, that depend on a model and on what `with` says. The number in the function's name is raised when its results
     /// become others.
     fn shelf<V: Serialize + DeserializeOwned + Clone>(results: &Kept, function: &str, model: Option<&Model>, with: &str) -> Option<Shelf<V>> {
@@ -157,7 +181,7 @@ macro_rules! answered {
 
 impl Calls {
     /// The calls of a job; their results are kept where `results` keeps them.
-    pub(crate) fn new(models: Models, blobs: Arc<Blobs>, results: &Kept, progress: Arc<Progress>, work: Work) -> Self {
+    pub(crate) fn new(models: Models, blobs: Arc<Blobs>, results: &Kept, work: Work) -> Self {
         let Work { parameters, target, probing_set, layers, provenance } = work;
         let units: usize = layers.iter().map(|layer| layer.units.len()).sum();
         let Parameters { seed, temperature, answer_max_new_tokens, num_inference_steps, guidance_scale, .. } = parameters;
@@ -207,7 +231,7 @@ impl Calls {
             models,
             blobs,
             results: results.clone(),
-            progress,
+            progress: Progress::default(),
             parameters,
             target,
             probing_set,
@@ -219,14 +243,30 @@ impl Calls {
         &self.parameters
     }
 
+    pub(crate) fn layers(&self) -> &[LayerUnits] {
+        &self.layers
+    }
+
+    /// Has the language model asked anew about what it gave no usable answer to, and pictures made again that are gone.
+    pub(crate) fn ask_anew(&self) {
+        self.crops.forget();
+        self.drawings.forget();
+        self.simplified.forget_unusable();
+        self.summaries.forget_unusable();
+    }
+
+    /// What the calls took so far.
+    pub(crate) fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
     /// Keeps a picture that was made here.
     pub(crate) async fn keep(&self, picture: Bytes) -> Result<String, Failure> {
         self.results.put(picture).await
     }
 
     async fn picture(&self, digest: &str) -> Result<Bytes, Failure> {
-        let missing =
-            || Failure::new("storage", format!("the picture {digest} is not there any more, or was damaged; it is made again when it is asked for again"));
+        let missing = || Failure::new("storage", format!("the picture {digest} is not there any more, or was damaged")).worth_another_try();
         self.results.picture(digest).await?.ok_or_else(missing)
     }
 
@@ -286,11 +326,6 @@ impl Calls {
     /// A kept chunk, if it is there.
     pub(crate) async fn chunk(&self, digest: &str) -> Result<Option<Bytes>, Fault> {
         self.results.picture(digest).await.map_err(|failure| kept(&failure))
-    }
-
-    /// Counts calls of a stage.
-    pub(crate) fn count(&self, stage: Stage, made: u64, reused: u64) {
-        self.progress.calls(stage, made, reused);
     }
 
     /// Keeps whole pictures of the probing set; those that are not there yet are read.
@@ -391,7 +426,7 @@ impl Calls {
         let keys: Vec<Cropped> = pictures.iter().map(|picture| (layer.to_owned(), unit, picture.digest.clone())).collect();
         let crops = self.crops.get(&keys, make).await.values;
         let (made, all) = (made.load(Ordering::Relaxed), crops.iter().flatten().map(|crops| crops.len() as u64).sum::<u64>());
-        self.count(Stage::Crop, made, all.saturating_sub(made));
+        self.progress.calls(Stage::Crop, made, all.saturating_sub(made));
         crops
     }
 
@@ -587,7 +622,7 @@ impl Calls {
         F: Future<Output = Result<Response<Streaming<A>>, Status>>,
         K: Future<Output = B>,
     {
-        let mut patience = Patience::default();
+        let mut patience = Patience::of(TRIES);
         loop {
             let mut kept = Vec::new();
             let attempt = async {
@@ -624,12 +659,12 @@ impl Meter {
 }
 
 fn embedding_of(embedding: &proto::Embedding) -> Result<Arc<Embedding>, Failure> {
-    Embedding::new(&embedding.values).map(Arc::new).map_err(|e| Failure::new("embedding", e.to_string()))
+    Embedding::new(&embedding.values).map(Arc::new).map_err(|e| Failure::new("embedding", e.to_string()).worth_another_try())
 }
 
-/// Makes a call again while its service is still loading its model.
-pub(crate) async fn once_loaded<T, F: Future<Output = Result<T, Status>>>(call: impl Fn() -> F) -> Result<T, Status> {
-    let mut patience = Patience::default();
+/// Makes a call again while its service is still loading its model, so often.
+pub(crate) async fn once_loaded<T, F: Future<Output = Result<T, Status>>>(tries: u32, call: impl Fn() -> F) -> Result<T, Status> {
+    let mut patience = Patience::of(tries);
     loop {
         match call().await {
             Err(status) if fault::reason_of(&status).as_deref() == Some("MODEL_LOADING") && patience.wait_after(&status).await => {}
@@ -657,7 +692,7 @@ where
 {
     let mut results: Vec<Option<Result<V, Failure>>> = items.iter().map(|_| None).collect();
     for (first, items) in (0..items.len()).step_by(ITEMS).zip(items.chunks(ITEMS)) {
-        let mut patience = Patience::default();
+        let mut patience = Patience::of(TRIES);
         loop {
             let mut requests: Vec<Q> = Vec::new();
             for (id, item) in (first..).zip(items) {
@@ -687,7 +722,7 @@ where
             };
             let Err(status) = exchange.await else { break };
             if went_on {
-                patience = Patience::default();
+                patience = Patience::of(TRIES);
             }
             if !patience.wait_after(&status).await {
                 let failure = Failure::of(service, &status);
@@ -700,10 +735,18 @@ where
 }
 
 impl Failure {
-    /// Of a whole call of a service.
-    fn of(service: &str, status: &Status) -> Self {
+    /// Of a whole call of a service. One that is away holds up the whole job.
+    pub(crate) fn of(service: &str, status: &Status) -> Self {
         let Self { reason, message, .. } = Self::status(status);
-        Self::new(&reason, format!("the {service} service: {message}"))
+        let away = is_away(status).then(|| Pause { fault: passed_on(service, status), by_itself: true });
+        Self { pauses: away, ..Self::new(&reason, format!("the {service} service: {message}")).worth_another_try() }
+    }
+
+    /// Of what is kept here.
+    pub(crate) fn storage(message: impl Into<String>) -> Self {
+        let message = message.into();
+        let pause = Pause { fault: Fault::new(Code::Internal, "STORAGE", message.clone()), by_itself: true };
+        Self { pauses: Some(pause), ..Self::new("storage", message) }
     }
 
     fn status(status: &Status) -> Self {
@@ -714,14 +757,15 @@ impl Failure {
     /// Of one item of a stream.
     fn item(status: &tonic_types::Status) -> Self {
         let status = fault::item_status(status);
-        let ends_the_job = fault::reason_of(&status).filter(|reason| ENDS_THE_JOB.contains(&reason.as_str())).map(|_| Box::new(Fault::relayed(&status)));
+        let pauses = fault::reason_of(&status).filter(|reason| PAUSES_THE_JOB.contains(&reason.as_str()));
+        let pauses = pauses.map(|_| Pause { fault: Fault::relayed(&status), by_itself: false });
         // The codes that say that asking again would be answered alike.
         let is_the_items = matches!(status.code(), Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition | Code::OutOfRange | Code::DataLoss);
-        Self { is_the_items: is_the_items && ends_the_job.is_none(), ends_the_job, ..Self::status(&status) }
+        Self { is_the_items: is_the_items && pauses.is_none(), retry: !is_the_items, pauses, ..Self::status(&status) }
     }
 
     /// Of an answer that holds nothing.
     fn empty() -> Self {
-        Self::new("internal", "a model service did not answer this item")
+        Self::new("internal", "a model service did not answer this item").worth_another_try()
     }
 }

@@ -11,7 +11,7 @@ use dnd_mesh::{
     program,
     server::{self, Services},
 };
-use dnd_orchestrator::{Data, DataArgs, Endpoints, Models, OrchestratorArgs};
+use dnd_orchestrator::{Data, DataArgs, Endpoints, Models, OrchestratorArgs, WorksOn};
 
 /// Labels units of vision networks in words, over gRPC, with the model services that it is told of.
 #[derive(Debug, Parser)]
@@ -36,7 +36,7 @@ async fn run(args: Args) -> Result<()> {
     let data = Data::open(&data).await?;
     let services = blobs::add_to(Services::default(), Arc::clone(&data.blobs));
     let models = Models::at(&endpoints, &Dial::open(&serve.tls, endpoints.token_file.as_deref())?)?;
-    let services = dnd_orchestrator::add_to(services, models, data, options);
+    let services = dnd_orchestrator::add_to(services, models, data, &options, WorksOn::AllJobs);
     server::serve(&serve, services, || Ok::<_, Infallible>(())).await?;
     Ok(())
 }

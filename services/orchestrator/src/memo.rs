@@ -109,6 +109,22 @@ impl<K: Hash + Eq + Clone + Serialize, V: Clone + Serialize + DeserializeOwned> 
         }
     }
 
+    /// Forgets all values: each is looked for on the shelf again.
+    pub(crate) fn forget(&self) {
+        let mut cells = self.lock();
+        let keys: Vec<K> = cells.iter().filter(|(_, cell)| cell.borrow().is_some()).map(|(key, _)| key.clone()).collect();
+        keys.iter().for_each(|key| drop(cells.pop(key)));
+    }
+
+    /// Forgets the values that the shelf would not give again: they are made anew.
+    pub(crate) fn forget_unusable(&self) {
+        let Some(shelf) = &self.shelf else { return };
+        let mut cells = self.lock();
+        let unusable = |cell: &watch::Receiver<Option<V>>| cell.borrow().as_ref().is_some_and(|value| !shelf.is_usable(value));
+        let keys: Vec<K> = cells.iter().filter(|(_, cell)| unusable(cell)).map(|(key, _)| key.clone()).collect();
+        keys.iter().for_each(|key| drop(cells.pop(key)));
+    }
+
     fn claim(&self, keys: &[K], found: &HashMap<K, Result<V, Failure>>) -> Claimed<K, V> {
         let mut claimed = Claimed { mine: Vec::new(), theirs: Vec::new() };
         let mut cells = self.lock();

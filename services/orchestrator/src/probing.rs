@@ -9,8 +9,11 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use clap::Args;
-use dnd_mesh::Fault;
-use dnd_method::top::{Entry, Top};
+use dnd_mesh::{Fault, retry::Patience};
+use dnd_method::{
+    parameters::Parameters,
+    top::{Entry, Top},
+};
 use dnd_proto::v1::{ListShardsResponse, ProbeProgress, ProbeTotal, ProbedUnit, ProbingShard, SkippedPicture, Stage, probe_response::Event};
 use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use prost::Message as _;
@@ -19,7 +22,12 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
-use crate::{calls::Calls, models::passed_on, steps::looked_at};
+use crate::{
+    calls::{Calls, TRIES},
+    models::passed_on,
+    steps::looked_at,
+    store::Passed,
+};
 
 /// How a probing set is run.
 #[derive(Debug, Clone, Args)]
@@ -147,7 +155,7 @@ impl Pass<'_> {
         }
         let probed = stream::iter(shards).map(|shard| async move {
             let probed = self.probed(&shard).await?;
-            Ok((shard, probed))
+            Ok::<_, Fault>((shard, probed))
         });
         let mut probed: Vec<_> = probed.buffer_unordered(self.args.shards_in_flight.get()).try_collect().await?;
         probed.sort_by_key(|(shard, _)| shard.first);
@@ -156,19 +164,19 @@ impl Pass<'_> {
 
     async fn probed(&self, shard: &ProbingShard) -> Result<ProbedShard, Fault> {
         let Some(kept) = self.calls.kept_shard(shard).await? else { return self.make(shard).await };
-        self.calls.count(Stage::Probe, 0, kept.pictures);
+        self.calls.progress().calls(Stage::Probe, 0, kept.pictures);
         self.step(shard.pictures).await?;
         Ok(kept)
     }
 
     /// Runs a shard, and keeps what comes of it.
     async fn make(&self, shard: &ProbingShard) -> Result<ProbedShard, Fault> {
-        let mut patience = Patience::default();
+        let mut patience = Patience::of(TRIES);
         loop {
             let mut done = 0;
             match self.over(shard, &mut done).await {
                 Ok(probed) => {
-                    self.calls.count(Stage::Probe, probed.pictures + probed.rerun, 0);
+                    self.calls.progress().calls(Stage::Probe, probed.pictures + probed.rerun, 0);
                     return Ok(probed);
                 }
                 Err(Broken::Service(status)) if patience.wait_after(&status).await => {
@@ -320,31 +328,38 @@ fn merged(parts: Vec<ProbedUnit>, size: usize) -> Result<ProbedUnit, Fault> {
     Ok(ProbedUnit { layer, unit, dead, not_finite, lowest, highest, top: top.into_entries().into_iter().map(|entry| entry.with).collect() })
 }
 
+/// What of a pass is told as it goes on.
+pub(crate) enum Probed {
+    Progress(ProbeProgress),
+    Unit(ProbedUnit),
+}
+
+impl Passed {
+    /// Takes what of a pass is told at its end, and gives the rest back.
+    pub(crate) fn hear(&mut self, event: Event, parameters: &Parameters) -> Option<Probed> {
+        match event {
+            Event::Unit(unit) => return Some(Probed::Unit(unit)),
+            Event::Progress(progress) => return Some(Probed::Progress(progress)),
+            Event::Skipped(skipped) => self.skipped.push(skipped),
+            Event::Total(total) => {
+                self.pictures = total.pictures;
+                let wanted = u64::from(looked_at(parameters));
+                if total.pictures < wanted {
+                    self.warnings.push(format!(
+                        "the probing set has {} good pictures, fewer than the {wanted} that are looked at for each unit: all are used",
+                        total.pictures
+                    ));
+                }
+                if total.duplicates > 0 {
+                    self.warnings.push(format!("{} pictures were left out because a byte-equal one comes before them", total.duplicates));
+                }
+            }
+        }
+        None
+    }
+}
+
 /// A fault of what is kept here.
 pub(crate) fn kept(failure: &crate::steps::Failure) -> Fault {
     Fault::new(Code::Internal, "STORAGE", failure.message.clone())
-}
-
-#[cfg(test)]
-mod tests {
-    use dnd_proto::v1::TopPicture;
-
-    use super::*;
-
-    fn part(not_finite: u64, range: (f32, f32), top: &[(u64, f32)]) -> ProbedUnit {
-        let top = top.iter().map(|(index, activation)| TopPicture { index: *index, activation: *activation, ..Default::default() }).collect();
-        ProbedUnit { layer: "layer".to_owned(), unit: 3, dead: range.0 == range.1, not_finite, lowest: range.0, highest: range.1, top }
-    }
-
-    #[test]
-    fn the_parts_of_a_unit_make_what_one_pass_finds() {
-        // In the first shard no activation was finite: its 0 is none.
-        let parts = vec![part(2, (0.0, 0.0), &[]), part(0, (1.0, 3.0), &[(7, 3.0), (5, 2.0)]), part(1, (2.0, 3.0), &[(9, 3.0), (10, 2.0)])];
-        assert_eq!(merged(parts, 3).unwrap(), part(3, (1.0, 3.0), &[(7, 3.0), (9, 3.0), (5, 2.0)]));
-        let each_of_one_value = vec![part(0, (1.0, 1.0), &[(0, 1.0)]), part(0, (2.0, 2.0), &[(1, 2.0)])];
-        assert_eq!(merged(each_of_one_value, 1).unwrap(), part(0, (1.0, 2.0), &[(1, 2.0)]));
-        assert!(merged(vec![part(0, (1.0, 1.0), &[(0, 1.0)]), part(0, (1.0, 1.0), &[(1, 1.0)])], 1).unwrap().dead);
-        let another = ProbedUnit { unit: 4, ..part(0, (1.0, 2.0), &[]) };
-        assert!(merged(vec![part(0, (1.0, 2.0), &[]), another], 1).is_err());
-    }
 }

@@ -4,7 +4,7 @@
 //! changes with it, so that nothing stale can be found. Of several who write one key the first wins, and the others go on with what it wrote.
 //! Pictures lie in blobs, by their own digests; results refer to them.
 
-use std::{collections::HashMap, hash::Hash, io, sync::Arc};
+use std::{collections::HashMap, hash::Hash, sync::Arc};
 
 use bytes::Bytes;
 use dnd_mesh::blobs::Blobs;
@@ -141,6 +141,11 @@ impl<V: Serialize + DeserializeOwned + Clone> Shelf<V> {
         }
     }
 
+    /// Whether a value is one that would be found again, with its pictures.
+    pub(crate) fn is_usable(&self, value: &V) -> bool {
+        (self.pictures)(value).is_some()
+    }
+
     fn key<K: Serialize>(&self, input: &K) -> Result<Key, Failure> {
         let input = postcard::to_allocvec(input).map_err(|e| storage(&e))?;
         Ok(self.of.clone().chain_update(input).finalize().into())
@@ -179,7 +184,7 @@ impl<V: Serialize + DeserializeOwned + Clone> Shelf<V> {
 }
 
 fn storage(error: &dyn std::fmt::Display) -> Failure {
-    Failure::new("storage", format!("what is kept: {error}"))
+    Failure::storage(format!("what is kept: {error}"))
 }
 
 #[cfg(test)]
@@ -258,11 +263,20 @@ mod tests {
         let shelf = shelf(folder.path(), &[b"f"]).await;
         let pool = &shelf.results.database.pool;
         shelf.keep(&A, "first".to_owned()).await.unwrap();
-        let pages = |count: &str| sqlx::raw_sql(sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {count}")));
-        pages("1").execute(pool).await.unwrap();
+        // As if the disk had no more than what is used.
+        let pages = async |count: u32| {
+            let mut connections = Vec::new();
+            for _ in 0..pool.options().get_max_connections() {
+                connections.push(pool.acquire().await.unwrap());
+            }
+            for connection in &mut connections {
+                sqlx::raw_sql(sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {count}"))).execute(&mut **connection).await.unwrap();
+            }
+        };
+        pages(1).await;
         let failure = shelf.keep(&"large", "x".repeat(1 << 20)).await.unwrap_err();
         assert!(failure.reason == "storage" && failure.message.contains("full"), "{failure:?}");
-        pages("1000000").execute(pool).await.unwrap();
+        pages(1_000_000).await;
         assert_eq!((found(&shelf, A).await.as_deref(), found(&shelf, "large").await), (Some("first"), None));
         shelf.keep(&"large", "x".repeat(1 << 20)).await.unwrap();
     }

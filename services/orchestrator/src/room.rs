@@ -102,7 +102,6 @@ impl Room {
     }
 
     /// Why nothing more is to be made: what is pinned alone is more than may be kept.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the engine of jobs"))]
     pub(crate) async fn full(&self) -> Result<Option<String>, sqlx::Error> {
         let full = || self.full.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (Some(limit), Some(_)) = (self.limit, full()) else { return Ok(None) };
@@ -220,7 +219,6 @@ impl Room {
 }
 
 /// Pins the pictures that a unit's result refers to: they stay until its job is unpinned. To be called in the transaction that writes the result.
-#[cfg_attr(not(test), expect(dead_code, reason = "for the engine of jobs"))]
 pub(crate) async fn pin(connection: &mut AnyConnection, job: &str, result: &UnitResult) -> Result<(), sqlx::Error> {
     let pictures: Vec<Key> = pictures_of(result).into_iter().collect();
     for pictures in pictures.chunks(KEYS) {
@@ -233,7 +231,6 @@ pub(crate) async fn pin(connection: &mut AnyConnection, job: &str, result: &Unit
 }
 
 /// Lets go of what a job had pinned, as it is deleted.
-#[cfg_attr(not(test), expect(dead_code, reason = "for the engine of jobs"))]
 pub(crate) async fn unpin(connection: &mut AnyConnection, job: &str) -> Result<(), sqlx::Error> {
     sqlx::query("DELETE FROM pins WHERE job = $1").bind(job.to_owned()).execute(connection).await.map(drop)
 }
@@ -300,9 +297,10 @@ mod tests {
 
     async fn pin(results: &Results, job: &str, pictures: &[String]) {
         let probed = pictures.iter().map(|digest| ProbedPicture { digest: digest.clone(), ..Default::default() }).collect();
+        let result = UnitResult { probed, ..Default::default() };
         let mut connection = results.room().database.pool.acquire().await.unwrap();
         for _ in 0..2 {
-            super::pin(&mut connection, job, &UnitResult { probed, ..Default::default() }).await.unwrap();
+            super::pin(&mut connection, job, &result).await.unwrap();
         }
     }
 
