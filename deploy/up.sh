@@ -93,9 +93,9 @@ start_postgres() {
   if [ ! -s "$data/postgres/PG_VERSION" ]; then
     (umask 077 && od -An -N16 -tx1 /dev/urandom | tr -d ' \n' >"$password")
     mkdir -p "$data/postgres"
-    if [ "$(id -u)" = 0 ]; then chown postgres "$data/postgres"; fi
+    if [ "$(id -u)" = 0 ]; then chown postgres "$data/postgres" "$password"; fi
     as_postgres test -w "$data/postgres" || fail "the user postgres can't reach $data/postgres: name another folder with --data"
-    as_postgres "$pg/initdb" -D "$data/postgres" --username=dnd --auth=scram-sha-256 --pwfile=/dev/stdin <"$password" >"$data/log/initdb.log"
+    as_postgres "$pg/initdb" -D "$data/postgres" --username=dnd --auth=scram-sha-256 --pwfile="$password" >"$data/log/initdb.log"
   fi
   as_postgres "$pg/pg_ctl" -D "$data/postgres" -w -s -l "$data/postgres/log" \
     -o "-p $at -c listen_addresses=127.0.0.1 -c unix_socket_directories=''" start || fail "PostgreSQL did not start: see $data/postgres/log"

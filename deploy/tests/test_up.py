@@ -104,6 +104,21 @@ class Tests(unittest.TestCase):
             up.stop()
             self.assertFalse(any(map(running, pids)))
 
+    @unittest.skipUnless(list(Path("/usr/lib/postgresql").glob("*/bin/initdb")), "PostgreSQL is missing (Debian: apt install postgresql)")
+    def test_a_database_of_its_own_is_made_once_and_ends_with_the_rest(self):
+        # Where the user postgres can reach it.
+        with tempfile.TemporaryDirectory() as folder:
+            os.chmod(folder, 0o755)
+            for _ in range(2):
+                up = Up(folder, "--postgres")
+                up.said("Ctrl-C stops it")
+                server = int((up.data / "postgres/postmaster.pid").read_text().split()[0])
+                self.assertTrue(running(server))
+                self.assertEqual(list((up.data / "orchestrator").glob("*.sqlite")), [], "results go to the database")
+                up.stop()
+                self.assertFalse(running(server))
+            self.assertEqual((up.data / "postgres.password").stat().st_mode & 0o077, 0, "a secret of this machine's user")
+
     def test_a_service_that_can_not_start_stops_all_and_says_why(self):
         with tempfile.TemporaryDirectory() as folder:
             models = Path(folder) / "models"

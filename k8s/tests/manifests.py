@@ -15,10 +15,7 @@ OVERLAYS = sorted(folder.name for folder in (K8S / "overlays").iterdir())
 # Those in which each service has pods of its own.
 MESHES = [name for name in OVERLAYS if name != "single-gpu"]
 # Programs, flags and variables that are being built: what is here may be missing from the programs.
-PENDING = {
-    "dnd-gateway", "--admin", "DND_ADMIN", "DND_INSECURE", "DND_TLS_CERT", "DND_TLS_KEY", "DND_TLS_CA", "DND_ALLOW", "DND_TOKENS", "DND_STORE", "DND_OBJECTS", "DND_ORCHESTRATOR",
-    "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG",
-}  # fmt: skip
+PENDING = {"dnd-gateway", "--admin", "DND_ADMIN", "DND_OBJECTS", "DND_ORCHESTRATOR"}
 
 
 @functools.cache

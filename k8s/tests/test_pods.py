@@ -1,6 +1,7 @@
 """What holds for every pod of every overlay: how it is confined, what it is given, and that the program in it knows all that it is told."""
 
 import re
+import subprocess
 from urllib.parse import urlsplit
 
 import pytest
@@ -209,10 +210,20 @@ def test_an_orchestrator_that_keeps_jobs_in_a_file_is_alone():
             assert orchestrator.get("replicas", 1) == 1 and orchestrator["strategy"] == {"type": "Recreate"}
 
 
+def test_batch_runs_ask_the_orchestrator():
+    for job in workloads(BATCH):
+        address = urlsplit(environment(BATCH, containers(job)[0])["DND_ENDPOINT"])
+        assert address.port in [port["port"] for port in named("local", "Service", address.hostname)["spec"]["ports"]]
+        assert address.hostname == "orchestrator" and name_of(job) == "batch"
+
+
 def test_slices_of_a_batch_run_are_units_that_dnd_takes():
     slices = named(BATCH, "Job", "slices")
     command = containers(slices)[0]["command"]
     assert slices["spec"]["completionMode"] == "Indexed"
     for index in [0, 7, slices["spec"]["completions"] - 1]:
-        first, last = command[command.index("--units") + 1].replace("$(JOB_COMPLETION_INDEX)", str(index)).split("-")
-        assert (int(first), int(last)) == (100 * index, 100 * index + 99)
+        units = command[command.index("--units") + 1].replace("$(JOB_COMPLETION_INDEX)", str(index))
+        assert [int(bound) for bound in units.split("-")] == [100 * index, 100 * index + 99]
+        asked = ["--target", "nowhere.onnx", "--layer", "l", "--units", units, "--images", "nowhere", "--out", "nowhere"]
+        done = subprocess.run([BIN / "dnd", "dissect", *asked], capture_output=True, text=True, cwd="/")
+        assert done.returncode == 2 and "nowhere.onnx" in done.stderr, "the units are taken, and the network is missed: " + done.stderr

@@ -32,7 +32,7 @@ impl TraceService for Collector {
             let spans = group.scope_spans.into_iter().flat_map(|scope| scope.spans);
             self.0.lock().unwrap().extend(spans.map(|span| (service.clone(), span)));
         }
-        Ok(Response::default())
+        Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }
 

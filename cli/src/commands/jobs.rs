@@ -20,7 +20,7 @@ use crate::{args::JobsArgs, mesh::Mesh, out::Folder, problem::Problem, watch};
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     /// Create a job at an orchestrator and come back; the same again finds the same job
-    Create(CreateArgs),
+    Create(Box<CreateArgs>),
     /// List the jobs, the newest first
     List(ListArgs),
     /// Show how a job stands, and what failed in it
@@ -118,7 +118,7 @@ const SHOWN: u32 = 20;
 
 pub(crate) async fn run(command: Command) -> Result<ExitCode, Problem> {
     match command {
-        Command::Create(args) => create(args).await?,
+        Command::Create(args) => create(*args).await?,
         Command::List(args) => list(args).await?,
         Command::Show(args) => show(args).await?,
         Command::Watch(args) => watch(args).await?,

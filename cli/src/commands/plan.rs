@@ -73,8 +73,8 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
     let path = if args.from.is_dir() { args.from.join("run.json") } else { args.from.clone() };
     let measured: Measured = folder::read_json(&path)?;
     measured.check(&path)?;
-    let plan = measured.plan(args.units, args.images, args.gpus);
-    print(&measured, &plan, &args);
+    let plan = |calls| measured.plan(args.units, args.images, args.gpus, calls);
+    print(&measured, &plan(Stage::calls_shared), &plan(Stage::calls_in_proportion), &args);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -101,7 +101,8 @@ impl Measured {
         self.stages.get(name).copied().unwrap_or_default()
     }
 
-    fn plan(&self, units: u64, images: u64, gpus: u64) -> Plan {
+    /// A plan in which a stage makes so many calls of its model for so many times the units.
+    fn plan(&self, units: u64, images: u64, gpus: u64, calls: fn(Stage, f64) -> f64) -> Plan {
         let growth = units as f64 / self.count() as f64;
         let probe = self.stage(PROBE).seconds.min(self.seconds);
         let probing = probe * images as f64 / self.pictures.unwrap_or(1).max(1) as f64;
@@ -110,18 +111,23 @@ impl Measured {
         let together: f64 = stages.iter().map(|(_, stage)| stage.seconds).sum();
         let labelling = stages.map(|(service, stage)| {
             let passed = (self.seconds - probe) * stage.seconds / together.max(f64::MIN_POSITIVE);
-            (service, passed * stage.calls_for(growth) / stage.calls.max(1) as f64)
+            (service, passed * calls(stage, growth) / stage.calls.max(1) as f64)
         });
         let drawing = self.stage("generate");
-        let drawn = (drawing.calls_for(growth), (drawing.calls + drawing.reused) as f64 * growth);
+        let drawn = (calls(drawing, growth), (drawing.calls + drawing.reused) as f64 * growth);
         Plan { probing, services: replicas(&labelling, gpus), drawn }
     }
 }
 
 impl Stage {
-    /// Calls of the model for so many times the units. Units share pictures and concepts, the more the more there are of them: what they ask for is as if
-    /// drawn from a pool, of which the measured run shows the size, and is made once.
-    fn calls_for(self, growth: f64) -> f64 {
+    /// Calls for so many times the units, if those share no more than the measured ones do.
+    fn calls_in_proportion(self, growth: f64) -> f64 {
+        self.calls as f64 * growth
+    }
+
+    /// Calls for so many times the units. Units share pictures and concepts, the more the more there are of them: what they ask for is as if drawn from a
+    /// pool, of which the measured run shows the size, and is made once.
+    fn calls_shared(self, growth: f64) -> f64 {
         let asked = (self.calls + self.reused) as f64;
         let new = |times: f64| if times > 0.0 { -(-times).exp_m1() / times } else { 1.0 };
         // How often the pool's things were asked for on average: the share of new ones falls with it.
@@ -160,21 +166,24 @@ impl Plan {
     }
 }
 
-fn print(measured: &Measured, plan: &Plan, args: &Args) {
+fn print(measured: &Measured, plan: &Plan, most: &Plan, args: &Args) {
     let pictures = measured.pictures.unwrap_or_default();
     println!("measured    {} units on {pictures} pictures in {}", measured.count(), duration(measured.seconds));
-    println!("asked       {} units on {} pictures, {} cards or machines as the measured run had one", args.units, args.images, args.gpus);
+    println!("asked       {} units on {} pictures, with {} times the card (or machine) of that run", args.units, args.images, args.gpus);
     println!("service     replicas  busy");
     let labelled = plan.labelled();
     for (service, seconds, replicas) in &plan.services {
         println!("{service:<12}{replicas:>8}  {:>3.0} %", 100.0 * seconds / *replicas as f64 / labelled.max(f64::MIN_POSITIVE));
     }
-    println!("drawing     about {:.0} pictures; the units need {:.0}, and share the others", plan.drawn.0, plan.drawn.1);
+    println!("drawing     about {:.0} pictures, at most {:.0}; the units need {:.0}, and share the others", plan.drawn.0, most.drawn.0, plan.drawn.1);
     let seconds = plan.probed() + labelled;
     println!("time        about {}: {} for the probing pass, {} for the units", duration(seconds), duration(plan.probed()), duration(labelled));
-    let hours = seconds / 3600.0 * args.gpus as f64;
-    let price = args.price.map(|price| format!(", {:.2} in all", hours * price)).unwrap_or_default();
-    println!("cost        {hours:.2} hours of a card{price}");
+    let longest = most.probed() + most.labelled();
+    println!("at most     {}, if more units share no more than those that were measured", duration(longest));
+    let hours = |seconds: f64| seconds / 3600.0 * args.gpus as f64;
+    let price = |hours: f64| args.price.map(|price| format!(" for {:.2}", hours * price)).unwrap_or_default();
+    let (about, longest) = (hours(seconds), hours(longest));
+    println!("cost        about {about:.2} hours of a card{}, at most {longest:.2}{}", price(about), price(longest));
 }
 
 fn duration(seconds: f64) -> String {
@@ -203,24 +212,24 @@ mod tests {
 
     #[test]
     fn the_measured_run_is_what_it_predicts_of_itself() {
-        let plan = measured().plan(10, 500, 1);
+        let plan = measured().plan(10, 500, 1, Stage::calls_shared);
         assert!((plan.probed() + plan.labelled() - 105.0).abs() < 1e-6, "{plan:?}");
         assert_eq!(plan.drawn, (500.0, 500.0));
     }
 
     #[test]
     fn probing_grows_with_the_pictures_and_labelling_with_the_units() {
-        let plan = measured().plan(1000, 5000, 1);
+        let plan = measured().plan(1000, 5000, 1, Stage::calls_shared);
         assert!((plan.probed() - 50.0).abs() < 1e-6 && (plan.labelled() - 10_000.0).abs() < 1e-3, "{plan:?}");
     }
 
     #[test]
     fn each_further_card_goes_to_the_service_that_the_others_wait_for() {
-        let plan = measured().plan(10, 500, 9);
+        let plan = measured().plan(10, 500, 9, Stage::calls_shared);
         let replicas: Vec<_> = plan.services.iter().map(|(service, _, replicas)| (*service, *replicas)).collect();
         assert_eq!(replicas, [("activation", 1), ("captioner", 1), ("summarizer", 1), ("diffusion", 5), ("clip", 1)]);
         assert!((plan.labelled() - 14.0).abs() < 1e-6, "70 s of drawing on 5 cards");
-        let few = measured().plan(10, 500, 4);
+        let few = measured().plan(10, 500, 4, Stage::calls_shared);
         assert_eq!(few.services.len(), 1, "all services on each of the four");
         assert!((few.labelled() - 25.0).abs() < 1e-6);
     }
@@ -229,10 +238,11 @@ mod tests {
     fn what_units_share_is_made_once_and_more_units_share_more() {
         // 160 asked for, 110 of them new: as from a pool of 200.
         let drawing = stage(1.0, 110, 50);
-        assert!((drawing.calls_for(1.0) - 110.0).abs() < 0.01);
-        let more = drawing.calls_for(2.5);
+        assert!((drawing.calls_shared(1.0) - 110.0).abs() < 0.01);
+        let more = drawing.calls_shared(2.5);
         assert!((165.0..180.0).contains(&more), "{more}");
-        assert!(drawing.calls_for(1000.0) < 250.0, "the pool has no more");
-        assert_eq!(stage(1.0, 0, 0).calls_for(10.0), 0.0);
+        assert_eq!(drawing.calls_in_proportion(2.5), 275.0);
+        assert!(drawing.calls_shared(1000.0) < 250.0, "the pool has no more");
+        assert_eq!(stage(1.0, 0, 0).calls_shared(10.0), 0.0);
     }
 }

@@ -738,7 +738,7 @@ impl Failure {
     /// Of a whole call of a service. One that is away holds up the whole job.
     pub(crate) fn of(service: &str, status: &Status) -> Self {
         let Self { reason, message, .. } = Self::status(status);
-        let away = is_away(status).then(|| Pause { fault: passed_on(service, status), by_itself: true });
+        let away = is_away(status).then(|| Box::new(Pause { fault: passed_on(service, status), by_itself: true }));
         Self { pauses: away, ..Self::new(&reason, format!("the {service} service: {message}")).worth_another_try() }
     }
 
@@ -746,7 +746,7 @@ impl Failure {
     pub(crate) fn storage(message: impl Into<String>) -> Self {
         let message = message.into();
         let pause = Pause { fault: Fault::new(Code::Internal, "STORAGE", message.clone()), by_itself: true };
-        Self { pauses: Some(pause), ..Self::new("storage", message) }
+        Self { pauses: Some(Box::new(pause)), ..Self::new("storage", message) }
     }
 
     fn status(status: &Status) -> Self {
@@ -758,7 +758,7 @@ impl Failure {
     fn item(status: &tonic_types::Status) -> Self {
         let status = fault::item_status(status);
         let pauses = fault::reason_of(&status).filter(|reason| PAUSES_THE_JOB.contains(&reason.as_str()));
-        let pauses = pauses.map(|_| Pause { fault: Fault::relayed(&status), by_itself: false });
+        let pauses = pauses.map(|_| Box::new(Pause { fault: Fault::relayed(&status), by_itself: false }));
         // The codes that say that asking again would be answered alike.
         let is_the_items = matches!(status.code(), Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition | Code::OutOfRange | Code::DataLoss);
         Self { is_the_items: is_the_items && pauses.is_none(), retry: !is_the_items, pauses, ..Self::status(&status) }

@@ -28,7 +28,7 @@ pub(crate) struct Failure {
     /// Whether it may be another time.
     pub(crate) retry: bool,
     /// What the whole job waits for, if this is a failure that every unit would meet: the unit has no result then.
-    pub(crate) pauses: Option<Pause>,
+    pub(crate) pauses: Option<Box<Pause>>,
 }
 
 impl Failure {

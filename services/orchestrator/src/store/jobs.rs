@@ -266,7 +266,7 @@ pub(super) async fn free(transaction: &mut Transaction<'static, Any>, id: &str) 
 /// Ends a job whose row is held, and tells of it.
 pub(super) async fn end(transaction: &mut Transaction<'static, Any>, id: &str, state: JobState) -> Result<()> {
     let row = sqlx::query("SELECT done, labelled, dead, failed FROM jobs WHERE id = $1").bind(id).fetch_one(&mut **transaction).await?;
-    let taken = taken(&mut **transaction, id).await?;
+    let taken = taken(transaction, id).await?;
     let usage = taken.values().filter_map(|taken| taken.usage).reduce(|mut all, more| {
         all.add(&more);
         all
