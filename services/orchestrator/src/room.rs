@@ -307,7 +307,14 @@ mod tests {
     #[tokio::test]
     async fn what_was_used_longest_ago_goes_first_and_what_jobs_refer_to_stays() {
         let folder = tempfile::tempdir().unwrap();
-        let results = results(folder.path(), 500).await;
+        check_room(results(folder.path(), 500).await).await;
+        if let Some(database) = Database::of_a_test().await {
+            let folder = tempfile::tempdir().unwrap();
+            check_room(Results::new(database, Arc::new(Blobs::open(folder.path()).unwrap()), Some(500))).await;
+        }
+    }
+
+    async fn check_room(results: Results) {
         let pictures = ten_pictures(&results).await;
         pin(&results, "job", &pictures[..1]).await;
         // Read again, so that it was used last.
