@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     fs::{self, File},
+    future::ready,
     path::{Path, PathBuf},
     time::UNIX_EPOCH,
 };
@@ -59,7 +60,7 @@ impl TargetFile {
             return Err(Problem::input(format!("{}: the network has external data, which can't be sent to an endpoint; save it as one file", path.display())));
         }
         let digest = blobs::digest_of(&self.path).await.map_err(|e| Problem::file(&self.path, &e))?;
-        blobs::upload(mesh.uploads.clone(), vec![digest.clone()], move |_| Some(path.clone())).await?;
+        blobs::upload(mesh.uploads.clone(), vec![digest.clone()], move |_| ready(Ok(Some(path.clone())))).await?;
         Ok(Target { uri: String::new(), digest, preprocessing: Some(preprocessing), options: self.flags.options() })
     }
 
@@ -175,7 +176,7 @@ async fn upload(path: &Path, mesh: &Mesh, skipped: &mut Vec<SkippedPicture>) -> 
     let mut digests: Vec<String> = files.keys().cloned().collect();
     digests.push(digest.clone());
     files.insert(digest.clone(), listed.path().to_owned());
-    blobs::upload(mesh.uploads.clone(), digests, |digest| files.get(digest).cloned()).await?;
+    blobs::upload(mesh.uploads.clone(), digests, |digest| ready(Ok(files.get(&digest).cloned()))).await?;
     Ok(digest)
 }
 

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{demo, dissect, doctor, jobs, layers, models, plan, select, tokens, up};
+use commands::{cache, demo, dissect, doctor, jobs, layers, models, plan, select, tokens, up};
 use problem::{Problem, unless_interrupted};
 
 /// Labels neurons of vision networks in words (Describe-and-Dissect), with the evidence for each label.
@@ -47,6 +47,8 @@ enum Command {
     Plan(plan::Args),
     /// Look at model folders
     Models(models::Args),
+    /// Look at what is kept of what models made, or make room
+    Cache(cache::Args),
     /// Say what this machine has: ONNX Runtime, providers, models, ports, space
     Doctor(doctor::Args),
     /// Serve the whole mesh from this process, on one port
@@ -77,6 +79,7 @@ async fn run(command: Command, log: &str) -> Result<ExitCode, Problem> {
         Command::Select(args) => unless_interrupted(select::run(args)).await,
         Command::Plan(args) => plan::run(args).await,
         Command::Models(args) => unless_interrupted(models::run(args)).await,
+        Command::Cache(args) => unless_interrupted(cache::run(args)).await,
         Command::Doctor(args) => unless_interrupted(doctor::run(args)).await,
         Command::Up(args) => up::run(args, log).await,
         Command::Tokens(args) => tokens::run(args),

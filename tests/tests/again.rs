@@ -84,6 +84,13 @@ fn a_second_run_calls_no_model_and_a_changed_parameter_only_those_that_it_concer
     assert!(more.err.contains("zzz.png"), "{}", more.err);
     assert_eq!(calls(folder, "more"), [20, 0, 0, 0, 0, 0]);
     assert_eq!(results(folder, "first"), results(folder, "more"));
+
+    let cache = |what: &str| dnd(folder, &["cache", what, "--data", "made"]);
+    let stats = cache("stats");
+    assert!(["probe 1", "crop 1", "caption 1", "draw 1", "pictures"].iter().all(|what| stats.out.contains(what)), "{}{}", stats.out, stats.err);
+    assert_eq!(cache("prune").code, 0);
+    assert!(!cache("stats").out.contains("caption 1"));
+    assert_eq!(dnd(folder, &["cache", "stats", "--data", "elsewhere"]).code, 2, "a folder that is not there is not made");
 }
 
 #[test]

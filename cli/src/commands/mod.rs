@@ -1,5 +1,6 @@
 //! The commands, a file each.
 
+pub(crate) mod cache;
 pub(crate) mod demo;
 pub(crate) mod dissect;
 pub(crate) mod doctor;

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     fs::File,
+    future::ready,
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -55,7 +56,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
     let from = match (stored, images) {
         (Some((folder, unit)), _) => {
             let files: HashMap<String, PathBuf> = unit.images.iter().map(|image| (image.digest.clone(), folder.join("pictures").join(&image.digest))).collect();
-            blobs::upload(mesh.uploads.clone(), files.keys().cloned().collect(), |digest| files.get(digest).cloned()).await?;
+            blobs::upload(mesh.uploads.clone(), files.keys().cloned().collect(), |digest| ready(Ok(files.get(&digest).cloned()))).await?;
             From::Stored(StoredImages { images: unit.images })
         }
         (None, Some(images)) => {

@@ -1,4 +1,4 @@
-//! Blobs by digest: uploads, and the pictures that a job makes.
+//! Blobs by digest: uploads, and the pictures that a job makes. They lie in a folder, or in an object store that many services share.
 
 use std::{
     fmt::Write as _,
@@ -8,13 +8,16 @@ use std::{
 };
 
 use bytes::Bytes;
+use clap::Args;
 use dnd_proto::v1::{
     CheckUploadsRequest, CheckUploadsResponse, MissingBlob, UploadRequest, UploadResponse,
     upload_service_client::UploadServiceClient,
     upload_service_server::{UploadService, UploadServiceServer},
 };
+use futures::{StreamExt as _, TryStreamExt as _};
+use object_store::{ObjectStore, ObjectStoreExt as _, buffered::BufWriter};
 use sha2::{Digest as _, Sha256};
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 use tokio::{
     fs::{self, File, OpenOptions},
     io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _},
@@ -22,11 +25,14 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
+use url::Url;
 
 use crate::{Fault, balance::Balanced, server::Services};
 
 /// Bytes of one piece of an upload at most.
 pub const PIECE_BYTES: usize = 1 << 20;
+/// Blobs that are looked for at a time.
+const LOOKED_FOR: usize = 32;
 /// Digests that one call may name.
 const MAX_DIGESTS: usize = 10_000;
 
@@ -48,27 +54,81 @@ pub fn is_digest(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
-/// A folder of blobs, each named by its digest. What is there is whole; what is arriving is beside it under another name.
+/// Where blobs lie that many services share.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ObjectArgs {
+    /// Object store of uploads and pictures that services of many machines share, such as s3://BUCKET/PREFIX or gs://BUCKET/PREFIX, with its credentials and
+    /// endpoint in the variables that its own tools read (AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS ...), or file:///DIR;
+    /// by default they lie in the service's own folder
+    #[arg(long, env = "DND_OBJECTS", value_name = "URL")]
+    pub objects: Option<Url>,
+}
+
+/// Blobs, each named by its digest. What is there is whole; what is arriving is in the folder under another name.
 #[derive(Debug)]
 pub struct Blobs {
     folder: PathBuf,
+    /// Where they are all, if that is not the folder; the folder has copies of some then.
+    shared: Option<Shared>,
     /// One upload of a blob is taken at a time; which lock is its digest's choice.
     locks: [Mutex<()>; 16],
     /// Deletes the folder with the store, where it is the store's own.
     _own: Option<TempDir>,
 }
 
+/// An object store.
+#[derive(Debug)]
+struct Shared {
+    store: Arc<dyn ObjectStore>,
+    prefix: object_store::path::Path,
+}
+
+impl Shared {
+    fn open(url: &Url) -> io::Result<Self> {
+        // Fails only if there is a provider already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let variables = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?.to_ascii_lowercase(), value.into_string().ok()?)));
+        let mut options: Vec<(String, String)> = variables.filter(|(name, _)| name.starts_with("aws_") || name.starts_with("google_")).collect();
+        // Whoever names an endpoint without TLS means it.
+        if options.iter().any(|(name, value)| name.starts_with("aws_endpoint") && value.starts_with("http://")) {
+            options.push(("aws_allow_http".to_owned(), "true".to_owned()));
+        }
+        let (store, prefix) = object_store::parse_url_opts(url, options)?;
+        Ok(Self { store: store.into(), prefix })
+    }
+
+    fn place(&self, digest: &str) -> object_store::path::Path {
+        self.prefix.clone().join(digest)
+    }
+}
+
+/// None for what is not there.
+fn if_there<T>(found: object_store::Result<T>) -> io::Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(object_store::Error::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 impl Blobs {
     /// A store in a folder, which is made if it is not there.
     pub fn open(folder: &Path) -> io::Result<Self> {
         std::fs::create_dir_all(folder)?;
-        Ok(Self { folder: folder.to_owned(), locks: Default::default(), _own: None })
+        Ok(Self { folder: folder.to_owned(), shared: None, locks: Default::default(), _own: None })
     }
 
     /// A store that lives as long as the value, in the system's folder for temporary files.
     pub fn temporary() -> io::Result<Self> {
         let own = tempfile::Builder::new().prefix("dnd-").tempdir()?;
-        Ok(Self { folder: own.path().to_owned(), locks: Default::default(), _own: Some(own) })
+        Ok(Self { folder: own.path().to_owned(), shared: None, locks: Default::default(), _own: Some(own) })
+    }
+
+    /// As this, but all blobs are in an object store, if one is named. Uploads are in the folder until they are whole, and so are copies of blobs that were
+    /// asked for as files.
+    pub fn sharing(self, objects: &ObjectArgs) -> io::Result<Self> {
+        let shared = objects.objects.as_ref().map(Shared::open).transpose()?;
+        Ok(Self { shared, ..self })
     }
 
     /// The folder.
@@ -76,35 +136,114 @@ impl Blobs {
         &self.folder
     }
 
-    /// Where a whole blob lies, if it is there.
-    pub fn path(&self, digest: &str) -> Option<PathBuf> {
-        let path = self.folder.join(digest);
-        (is_digest(digest) && path.is_file()).then_some(path)
+    /// Whether a whole blob is there.
+    pub async fn has(&self, digest: &str) -> io::Result<bool> {
+        if !is_digest(digest) {
+            return Ok(false);
+        }
+        if self.is_file(digest).await? {
+            return Ok(true);
+        }
+        match &self.shared {
+            Some(shared) => Ok(if_there(shared.store.head(&shared.place(digest)).await)?.is_some()),
+            None => Ok(false),
+        }
     }
 
-    /// A blob's bytes, if it is there.
+    /// Whether a whole blob is in the folder.
+    async fn is_file(&self, digest: &str) -> io::Result<bool> {
+        match fs::metadata(self.folder.join(digest)).await {
+            Ok(found) => Ok(found.is_file()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A whole blob as a file, if it is there.
+    pub async fn path(&self, digest: &str) -> io::Result<Option<PathBuf>> {
+        if !is_digest(digest) {
+            return Ok(None);
+        }
+        let path = self.folder.join(digest);
+        if self.is_file(digest).await? {
+            return Ok(Some(path));
+        }
+        let Some(shared) = &self.shared else { return Ok(None) };
+        let Some(found) = if_there(shared.store.get(&shared.place(digest)).await)? else { return Ok(None) };
+        let copy = NamedTempFile::new_in(&self.folder)?;
+        let mut file = File::from_std(copy.reopen()?);
+        let mut pieces = found.into_stream();
+        while let Some(piece) = pieces.try_next().await? {
+            file.write_all(&piece).await?;
+        }
+        file.flush().await?;
+        if digest_of(copy.path()).await? != digest {
+            return self.throw_away(digest).await;
+        }
+        copy.persist(&path)?;
+        Ok(Some(path))
+    }
+
+    /// A blob's bytes, if it is there. One that is damaged is thrown away, so that it can be made or uploaded again.
     pub async fn get(&self, digest: &str) -> io::Result<Option<Bytes>> {
-        match self.path(digest) {
-            Some(path) => fs::read(path).await.map(|bytes| Some(bytes.into())),
-            None => Ok(None),
+        if !is_digest(digest) {
+            return Ok(None);
+        }
+        let bytes: Bytes = match (fs::read(self.folder.join(digest)).await, &self.shared) {
+            (Ok(bytes), _) => bytes.into(),
+            (Err(error), None) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            (Err(error), Some(shared)) if error.kind() == io::ErrorKind::NotFound => match if_there(shared.store.get(&shared.place(digest)).await)? {
+                Some(found) => found.bytes().await?,
+                None => return Ok(None),
+            },
+            (Err(error), _) => return Err(error),
+        };
+        if self::digest(&bytes) != digest {
+            return self.throw_away(digest).await;
+        }
+        Ok(Some(bytes))
+    }
+
+    async fn throw_away<T>(&self, digest: &str) -> io::Result<Option<T>> {
+        tracing::warn!("the blob {digest} was damaged, and is thrown away");
+        self.remove(digest).await.map(|()| None)
+    }
+
+    /// Removes a blob, if it is there.
+    pub async fn remove(&self, digest: &str) -> io::Result<()> {
+        if !is_digest(digest) {
+            return Ok(());
+        }
+        match fs::remove_file(self.folder.join(digest)).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        match &self.shared {
+            Some(shared) => if_there(shared.store.delete(&shared.place(digest)).await).map(drop),
+            None => Ok(()),
         }
     }
 
     /// Keeps a blob and gives its digest.
     pub async fn put(&self, bytes: Bytes) -> io::Result<String> {
+        let digest = digest(&bytes);
+        if let Some(shared) = &self.shared {
+            shared.store.put(&shared.place(&digest), bytes.into()).await?;
+            return Ok(digest);
+        }
+        let place = self.folder.join(&digest);
         let folder = self.folder.clone();
         let written = tokio::task::spawn_blocking(move || {
-            let digest = digest(&bytes);
-            let place = folder.join(&digest);
             if !place.is_file() {
                 // Beside its place first: what is there is whole.
-                let mut file = tempfile::NamedTempFile::new_in(&folder)?;
+                let mut file = NamedTempFile::new_in(&folder)?;
                 file.write_all(&bytes)?;
                 file.persist(place)?;
             }
-            Ok(digest)
+            Ok::<_, io::Error>(())
         });
-        written.await.map_err(io::Error::other)?
+        written.await.map_err(io::Error::other)??;
+        Ok(digest)
     }
 
     fn arriving(&self, digest: &str) -> PathBuf {
@@ -131,7 +270,7 @@ impl Blobs {
             return Err(Fault::field("size", format!("{digest}: a piece ends at {end}, beyond the {size} bytes of the blob")));
         }
         let _alone = self.locks[usize::from(digest.as_bytes()[0]) % self.locks.len()].lock().await;
-        if self.path(digest).is_some() {
+        if self.has(digest).await.map_err(storage)? {
             return Ok(true);
         }
         let path = self.arriving(digest);
@@ -166,6 +305,14 @@ impl Blobs {
                 "DIGEST_MISMATCH",
                 format!("what arrived as {digest} has the digest {found}; it was thrown away, upload it again"),
             ));
+        }
+        if let Some(shared) = &self.shared {
+            let send = async {
+                let mut object = BufWriter::new(Arc::clone(&shared.store), shared.place(digest));
+                tokio::io::copy(&mut File::open(&path).await?, &mut object).await?;
+                object.shutdown().await
+            };
+            send.await.map_err(storage)?;
         }
         fs::rename(&path, self.folder.join(digest)).await.map_err(storage)?;
         Ok(true)
@@ -202,7 +349,10 @@ pub fn check_digests(digests: &[String]) -> Result<(), Fault> {
 }
 
 /// Uploads the named blobs that a service lacks; `path` says where each lies here. A broken upload goes on where it stopped when it is called again.
-pub async fn upload(mut service: UploadServiceClient<Balanced>, mut digests: Vec<String>, path: impl Fn(&str) -> Option<PathBuf>) -> Result<(), Fault> {
+pub async fn upload<F>(mut service: UploadServiceClient<Balanced>, mut digests: Vec<String>, path: impl Fn(String) -> F) -> Result<(), Fault>
+where
+    F: Future<Output = io::Result<Option<PathBuf>>>,
+{
     digests.sort();
     digests.dedup();
     for some in digests.chunks(MAX_DIGESTS) {
@@ -211,12 +361,11 @@ pub async fn upload(mut service: UploadServiceClient<Balanced>, mut digests: Vec
         if missing.is_empty() {
             continue;
         }
-        let files = missing
-            .iter()
-            .map(|blob| {
-                path(&blob.digest).ok_or_else(|| Fault::new(Code::FailedPrecondition, "NOT_UPLOADED", format!("{} is not here to be passed on", blob.digest)))
-            })
-            .collect::<Result<Vec<_>, _>>()?;
+        let mut files = Vec::with_capacity(missing.len());
+        for blob in &missing {
+            let gone = || Fault::new(Code::FailedPrecondition, "NOT_UPLOADED", format!("{} is not here to be passed on", blob.digest));
+            files.push(path(blob.digest.clone()).await.map_err(storage)?.ok_or_else(gone)?);
+        }
         let (sender, pieces) = mpsc::channel(4);
         let send = async move {
             for (MissingBlob { digest, received }, file) in missing.into_iter().zip(files) {
@@ -266,9 +415,14 @@ impl UploadService for Uploads {
     async fn check_uploads(&self, request: Request<CheckUploadsRequest>) -> Result<Response<CheckUploadsResponse>, Status> {
         let digests = request.into_inner().digests;
         check_digests(&digests)?;
+        let looked = futures::stream::iter(digests).map(|digest: String| async move {
+            let is_there = self.0.has(&digest).await.map_err(storage)?;
+            Ok::<_, Fault>((!is_there).then_some(digest))
+        });
+        let mut looked = std::pin::pin!(looked.buffered(LOOKED_FOR));
         let mut missing = Vec::new();
-        for digest in digests {
-            if self.0.path(&digest).is_none() {
+        while let Some(digest) = looked.try_next().await? {
+            if let Some(digest) = digest {
                 let received = self.0.received(&digest).await;
                 missing.push(MissingBlob { digest, received });
             }
@@ -290,6 +444,8 @@ impl UploadService for Uploads {
 
 #[cfg(test)]
 mod tests {
+    use std::future::ready;
+
     use super::*;
     use crate::server::InProcess;
 
@@ -330,9 +486,64 @@ mod tests {
 
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), &contents).unwrap();
-        upload(store.client.clone(), vec![digest.clone()], |_| Some(file.path().to_owned())).await.unwrap();
+        upload(store.client.clone(), vec![digest.clone()], |_| ready(Ok(Some(file.path().to_owned())))).await.unwrap();
         assert_eq!(store.blobs.get(&digest).await.unwrap().unwrap(), contents);
         assert!(store.client.clone().check_uploads(CheckUploadsRequest { digests: vec![digest] }).await.unwrap().into_inner().missing.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_damaged_blob_is_thrown_away_and_can_be_kept_again() {
+        let blobs = Blobs::temporary().unwrap();
+        let digest = blobs.put("whole".into()).await.unwrap();
+        std::fs::write(blobs.folder().join(&digest), "wh").unwrap();
+        assert_eq!(blobs.get(&digest).await.unwrap(), None);
+        assert!(!blobs.has(&digest).await.unwrap());
+        assert_eq!(blobs.put("whole".into()).await.unwrap(), digest);
+        assert_eq!(blobs.get(&digest).await.unwrap().unwrap(), "whole");
+    }
+
+    #[tokio::test]
+    async fn services_share_an_object_store_and_copy_only_what_they_need_as_files() {
+        let objects = tempfile::tempdir().unwrap();
+        let args = ObjectArgs { objects: Some(Url::from_directory_path(objects.path()).unwrap().join("blobs").unwrap()) };
+        let open = || Blobs::temporary().unwrap().sharing(&args).unwrap();
+        check_shared(open(), open()).await;
+        assert!(objects.path().join("blobs").is_dir());
+    }
+
+    #[tokio::test]
+    #[ignore = "needs an S3 server: scripts/objects.sh starts one"]
+    async fn so_they_share_a_bucket() {
+        let args = ObjectArgs { objects: Some(std::env::var("DND_TEST_OBJECTS").unwrap().parse().unwrap()) };
+        let open = || Blobs::temporary().unwrap().sharing(&args).unwrap();
+        check_shared(open(), open()).await;
+    }
+
+    /// What holds of two services with one object store, whichever it is.
+    async fn check_shared(one: Blobs, other: Blobs) {
+        let contents = contents();
+        let uploaded = digest(&contents);
+        assert!(!one.has(&uploaded).await.unwrap() && one.get(&uploaded).await.unwrap().is_none() && one.path(&uploaded).await.unwrap().is_none());
+        for (from, to) in [(0, PIECE_BYTES), (PIECE_BYTES, contents.len())] {
+            assert!(!other.has(&uploaded).await.unwrap(), "what is not whole is not there");
+            one.take(&piece(&uploaded, &contents, from, to)).await.unwrap();
+        }
+        let made = one.put("a picture".into()).await.unwrap();
+        assert_eq!(other.get(&made).await.unwrap().unwrap(), "a picture");
+        assert!(other.has(&uploaded).await.unwrap() && !other.is_file(&uploaded).await.unwrap());
+        let copy = other.path(&uploaded).await.unwrap().unwrap();
+        assert_eq!(std::fs::read(&copy).unwrap(), contents);
+        for digest in [&made, &uploaded] {
+            other.remove(digest).await.unwrap();
+            other.remove(digest).await.unwrap();
+            assert!(!other.has(digest).await.unwrap());
+        }
+        // In the store something else lies under the name.
+        let shared = one.shared.as_ref().unwrap();
+        shared.store.put(&shared.place(&made), "no picture".into()).await.unwrap();
+        assert!(other.path(&made).await.unwrap().is_none() && one.get(&made).await.unwrap().is_none());
+        assert_eq!(one.put("a picture".into()).await.unwrap(), made);
+        assert_eq!(other.get(&made).await.unwrap().unwrap(), "a picture");
     }
 
     #[tokio::test]
@@ -344,7 +555,7 @@ mod tests {
         for (digest, contents) in digests.iter().zip(&all) {
             std::fs::write(folder.path().join(digest), contents).unwrap();
         }
-        let uploads = (0..8).map(|_| upload(store.client.clone(), digests.clone(), |digest| Some(folder.path().join(digest))));
+        let uploads = (0..8).map(|_| upload(store.client.clone(), digests.clone(), |digest| ready(Ok(Some(folder.path().join(digest))))));
         for uploaded in futures::future::join_all(uploads).await {
             uploaded.unwrap();
         }

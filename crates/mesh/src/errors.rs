@@ -61,6 +61,7 @@ pub const REASONS: &[Reason] = &[
     reason("NO_CLIENT_CERTIFICATE", &[Code::Unauthenticated], "The server asks for a certificate, and the client has none.", "Name one with `--tls-cert` and `--tls-key`."),
     reason("NO_GOOD_PICTURES", &[Code::InvalidArgument], "No picture of the probing set can be used.", "The skipped pictures' reasons say why."),
     reason("NO_PICTURES", &[Code::InvalidArgument], "The probing set is empty.", "Name a folder or tar file that has pictures."),
+    reason("NO_ROOM", &[Code::ResourceExhausted], "The pictures of jobs take more than may be kept.", "Delete jobs that are not needed any more, or raise `--keep-bytes`; a job that is paused for it goes on by itself."),
     reason("NO_SUCH_JOB", &[Code::NotFound], "There is no job of that id.", "`ListJobs` names those that there are."),
     reason("NO_SUCH_METHOD", &[Code::Unimplemented], "The path takes other HTTP methods.", "See the gateway's API page."),
     reason("NO_SUCH_PAGE", &[Code::NotFound], "The gateway has nothing at this path.", "See the gateway's API page."),

@@ -8,7 +8,7 @@ use dnd_activation::{Activation, ActivationArgs};
 use dnd_mesh::{
     Slot,
     args::ServeArgs,
-    blobs::{self, Blobs},
+    blobs::{self, Blobs, ObjectArgs},
     program,
     server::{self, Services},
 };
@@ -26,6 +26,9 @@ struct Args {
     /// Folder that uploads are kept in; by default one of its own that goes with the process
     #[arg(long, env = "DND_DATA")]
     data: Option<PathBuf>,
+    /// Where uploads lie, if the orchestrators share them.
+    #[command(flatten)]
+    objects: ObjectArgs,
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
@@ -39,12 +42,12 @@ fn main() -> Result<()> {
 }
 
 async fn run(args: Args) -> Result<()> {
-    let Args { data, engine, options, serve } = args;
+    let Args { data, objects, engine, options, serve } = args;
     let blobs = match &data {
         Some(folder) => Blobs::open(folder).with_context(|| format!("can't keep uploads in {}", folder.display()))?,
         None => Blobs::temporary().context("can't make a folder for uploads")?,
     };
-    let blobs = Arc::new(blobs);
+    let blobs = Arc::new(blobs.sharing(&objects).context("can't use the object store")?);
     let slot = Slot::default();
     let load = {
         let (slot, blobs) = (slot.clone(), Arc::clone(&blobs));

@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use dnd_mesh::{
     Fault,
-    blobs::{self, Blobs},
+    blobs::Blobs,
     fault, parameters,
     retry::{Patience, is_away},
 };
@@ -59,6 +59,7 @@ const PAUSES_THE_JOB: [&str; 4] = ["LLM_BUDGET", "LLM_KEY", "LLM_NOT_FOUND", "LL
 pub(crate) struct Calls {
     models: Models,
     blobs: Arc<Blobs>,
+    results: Kept,
     progress: Progress,
     parameters: Parameters,
     target: Target,
@@ -109,7 +110,7 @@ impl Work {
     /// become others.
     fn shelf<V: Serialize + DeserializeOwned + Clone>(results: &Kept, function: &str, model: Option<&Model>, with: &str) -> Option<Shelf<V>> {
         let (digest, engine) = model.map(|model| (model.digest.as_bytes(), model.engine.as_bytes()))?;
-        Some(Shelf::new(results.clone(), &[function.as_bytes(), digest, engine, with.as_bytes()]))
+        Some(Shelf::new(results.clone(), function, &[digest, engine, with.as_bytes()]))
     }
 }
 
@@ -202,22 +203,21 @@ impl Calls {
         // A service skips pictures that are over its limits.
         let limits = activation.and_then(|model| model.limits.as_ref()).map(|limits| (limits.picture_bytes, limits.picture_pixels));
         let probed = format!("{seen} {limits:?} top {}", looked_at(&parameters));
-        let chunks = Arc::clone(&blobs);
         let shards = Work::shelf(results, "probe 1", activation, &probed)
-            .map(|shelf| shelf.where_whole(move |shard: &ProbedShard| shard.chunks.iter().all(|chunk| chunks.path(chunk).is_some())));
-        let pictures = Arc::clone(&blobs);
+            .map(|shelf| shelf.with_pictures(|shard: &ProbedShard| Some(shard.chunks.iter().map(String::as_str).collect())));
         let crops = Work::shelf(results, "crop 1", activation, &cropped)
-            .map(|shelf| shelf.where_whole(move |crops: &Arc<[Crop]>| crops.iter().all(|crop| pictures.path(&crop.digest).is_some())));
-        let pictures = Arc::clone(&blobs);
+            .map(|shelf| shelf.with_pictures(|crops: &Arc<[Crop]>| Some(crops.iter().map(|crop| crop.digest.as_str()).collect())));
         let drawings = Work::shelf(results, "draw 1", diffusion, &drawn).map(|shelf| {
-            shelf.where_whole(move |drawing| match drawing {
-                Drawing::Picture(digest) => pictures.path(digest).is_some(),
-                Drawing::Unusable(_) => true,
+            shelf.with_pictures(|drawing| match drawing {
+                Drawing::Picture(digest) => Some(vec![digest.as_str()]),
+                Drawing::Unusable(_) => Some(Vec::new()),
             })
         });
         // What gave no answer that can be used is asked for again by a later run.
-        let answers =
-            |function: &str| Work::shelf(results, function, summarizer, &sampling).map(|shelf| shelf.where_whole(|said: &Said| matches!(said, Said::Text(_))));
+        let answers = |function: &str| {
+            let shelf = Work::shelf(results, function, summarizer, &sampling);
+            shelf.map(|shelf| shelf.with_pictures(|said: &Said| matches!(said, Said::Text(_)).then(Vec::new)))
+        };
         Self {
             shards,
             crops: Memo::new(KEPT_CROPS, crops),
@@ -230,6 +230,7 @@ impl Calls {
             texts: Memo::new(KEPT_EMBEDDINGS, Work::shelf(results, "embed text 1", clip, "")),
             models,
             blobs,
+            results: results.clone(),
             progress: Progress::default(),
             parameters,
             target,
@@ -246,8 +247,10 @@ impl Calls {
         &self.layers
     }
 
-    /// Has the language model asked anew about what it gave no usable answer to.
+    /// Has the language model asked anew about what it gave no usable answer to, and pictures made again that are gone.
     pub(crate) fn ask_anew(&self) {
+        self.crops.forget();
+        self.drawings.forget();
         self.simplified.forget_unusable();
         self.summaries.forget_unusable();
     }
@@ -259,12 +262,12 @@ impl Calls {
 
     /// Keeps a picture that was made here.
     pub(crate) async fn keep(&self, picture: Bytes) -> Result<String, Failure> {
-        self.blobs.put(picture).await.map_err(|e| Failure::storage(format!("kept pictures: {e}")))
+        self.results.put(picture).await
     }
 
     async fn picture(&self, digest: &str) -> Result<Bytes, Failure> {
-        let missing = || Failure::new("storage", format!("the picture {digest} is not there any more")).worth_another_try();
-        self.blobs.get(digest).await.map_err(|e| Failure::storage(format!("kept pictures: {e}")))?.ok_or_else(missing)
+        let missing = || Failure::new("storage", format!("the picture {digest} is not there any more, or was damaged")).worth_another_try();
+        self.results.picture(digest).await?.ok_or_else(missing)
     }
 
     fn note<V>(&self, stage: Stage, found: Found<V>) -> Results<V> {
@@ -317,18 +320,27 @@ impl Calls {
 
     /// Keeps a chunk of what a pass found.
     pub(crate) async fn keep_chunk(&self, chunk: Bytes) -> Result<String, Fault> {
-        self.blobs.put(chunk).await.map_err(blobs::storage)
+        self.results.put(chunk).await.map_err(|failure| kept(&failure))
     }
 
     /// A kept chunk, if it is there.
     pub(crate) async fn chunk(&self, digest: &str) -> Result<Option<Bytes>, Fault> {
-        self.blobs.get(digest).await.map_err(blobs::storage)
+        self.results.picture(digest).await.map_err(|failure| kept(&failure))
     }
 
     /// Keeps whole pictures of the probing set; those that are not there yet are read.
     pub(crate) async fn originals(&self, pictures: &[TopPicture]) -> Results<()> {
-        let missing: Vec<&TopPicture> = pictures.iter().filter(|picture| self.blobs.path(&picture.digest).is_none()).collect();
-        let mut failures = if missing.is_empty() { HashMap::new() } else { self.read(&missing).await };
+        let (mut failures, mut missing) = (HashMap::new(), Vec::new());
+        for picture in pictures {
+            match self.results.has(&[picture.digest.as_str()]).await {
+                Ok(true) => {}
+                Ok(false) => missing.push(picture),
+                Err(failure) => drop(failures.insert(picture.digest.clone(), failure)),
+            }
+        }
+        if !missing.is_empty() {
+            failures.extend(self.read(&missing).await);
+        }
         pictures.iter().map(|picture| failures.remove(&picture.digest).map_or(Ok(()), Err)).collect()
     }
 

@@ -1,11 +1,16 @@
 //! Where an orchestrator keeps what must outlive a call: pictures and uploads as blobs, jobs and results in a database.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
+use bytesize::ByteSize;
 use clap::Args;
-use dnd_mesh::blobs::Blobs;
+use dnd_mesh::blobs::{Blobs, ObjectArgs};
 
-use crate::database::{Database, DatabaseError};
+use crate::{
+    database::{Database, DatabaseError},
+    results::Results,
+    room::Stats,
+};
 
 /// Where things are kept.
 #[derive(Debug, Clone, Default, Args)]
@@ -17,6 +22,13 @@ pub struct DataArgs {
     /// Database of the jobs and results: postgres://USER:PASSWORD@HOST/DATABASE, which many orchestrators can share; by default a SQLite file in the data folder
     #[arg(long, env = "DND_STORE", value_name = "URL", hide_env_values = true)]
     pub store: Option<String>,
+    /// What results and pictures may take together, such as 200GB; beyond it what was used longest ago goes, and is made again when it is needed. By default
+    /// there is no limit
+    #[arg(long, env = "DND_KEEP_BYTES", value_name = "SIZE")]
+    pub keep_bytes: Option<ByteSize>,
+    /// Where uploads and pictures lie.
+    #[command(flatten)]
+    pub objects: ObjectArgs,
 }
 
 /// What is kept, open.
@@ -25,6 +37,7 @@ pub struct Data {
     /// Uploads and pictures.
     pub blobs: Arc<Blobs>,
     pub(crate) database: Database,
+    pub(crate) results: Results,
 }
 
 /// Why nothing can be kept.
@@ -41,6 +54,12 @@ pub enum DataError {
     /// There is no place for temporary files.
     #[error("no folder for temporary files can be made: {0}")]
     Temporary(io::Error),
+    /// The object store can't be used.
+    #[error("the object store: {0}")]
+    Objects(io::Error),
+    /// What is kept can't be looked at.
+    #[error("what is kept: {0}")]
+    Kept(sqlx::Error),
     /// The database can't be used.
     #[error(transparent)]
     Database(#[from] DatabaseError),
@@ -57,6 +76,18 @@ impl Data {
             Some(url) => Database::open(url).await?,
             None => Database::in_folder(blobs.folder()).await?,
         };
-        Ok(Self { blobs: Arc::new(blobs), database })
+        let blobs = Arc::new(blobs.sharing(&args.objects).map_err(DataError::Objects)?);
+        let results = Results::new(database.clone(), Arc::clone(&blobs), args.keep_bytes.map(|limit| limit.as_u64()));
+        Ok(Self { blobs, database, results })
+    }
+
+    /// How much is kept.
+    pub async fn stats(&self) -> Result<Stats, DataError> {
+        self.results.room().stats().await.map_err(DataError::Kept)
+    }
+
+    /// Removes what was used longest ago until no more is left than that; what results of jobs refer to stays. Gives the bytes that are free then.
+    pub async fn prune(&self, to: u64) -> Result<u64, DataError> {
+        self.results.room().make(to, Duration::ZERO).await.map_err(DataError::Kept)
     }
 }

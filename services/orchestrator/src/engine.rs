@@ -68,13 +68,13 @@ pub enum WorksOn {
 
 impl Engine {
     pub(crate) fn new(models: Models, data: Data, args: &OrchestratorArgs, works_on: WorksOn) -> Self {
-        let Data { blobs, database } = data;
+        let Data { blobs, database, results } = data;
         let lease = Duration::from_secs(args.lease.get());
         Self {
-            store: Store::new(database.clone(), lease),
+            store: Store::new(database, lease),
             models,
             blobs,
-            results: Results::new(database),
+            results,
             probing: args.probing.clone(),
             in_flight: args.units_in_flight,
             lease,
@@ -254,6 +254,7 @@ impl Engine {
 
     /// The calls of a job, shared by its units.
     async fn calls(&self, job: &str) -> Result<Arc<Calls>, Shut> {
+        self.has_room().await?;
         let cell = {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(open.get_or_insert(job.to_owned(), Arc::default))
@@ -265,8 +266,17 @@ impl Engine {
         cell.get_or_try_init(open).await.cloned()
     }
 
+    /// Whether more may be kept than is pinned.
+    async fn has_room(&self) -> Result<(), Shut> {
+        match self.results.room().full().await.map_err(StoreError::from)? {
+            Some(full) => Err(Shut::Pause(Pause { fault: Fault::new(Code::ResourceExhausted, "NO_ROOM", full), by_itself: true })),
+            None => Ok(()),
+        }
+    }
+
     /// What a job works on, if the mesh has its models: results of others would be taken for theirs.
     async fn look_up(&self, job: &str) -> Result<Work, Shut> {
+        self.has_room().await?;
         let (request, accepted) = self.store.work(job).await?.ok_or(StoreError::Lost)?;
         let models = self.models.models(0).await.map_err(|fault| {
             let fault = Fault::new(Code::Unavailable, SERVICE_AWAY, fault.to_string());

@@ -109,11 +109,18 @@ impl<K: Hash + Eq + Clone + Serialize, V: Clone + Serialize + DeserializeOwned> 
         }
     }
 
+    /// Forgets all values: each is looked for on the shelf again.
+    pub(crate) fn forget(&self) {
+        let mut cells = self.lock();
+        let keys: Vec<K> = cells.iter().filter(|(_, cell)| cell.borrow().is_some()).map(|(key, _)| key.clone()).collect();
+        keys.iter().for_each(|key| drop(cells.pop(key)));
+    }
+
     /// Forgets the values that the shelf would not give again: they are made anew.
     pub(crate) fn forget_unusable(&self) {
         let Some(shelf) = &self.shelf else { return };
         let mut cells = self.lock();
-        let unusable = |cell: &watch::Receiver<Option<V>>| cell.borrow().as_ref().is_some_and(|value| !shelf.is_whole(value));
+        let unusable = |cell: &watch::Receiver<Option<V>>| cell.borrow().as_ref().is_some_and(|value| !shelf.is_usable(value));
         let keys: Vec<K> = cells.iter().filter(|(_, cell)| unusable(cell)).map(|(key, _)| key.clone()).collect();
         keys.iter().for_each(|key| drop(cells.pop(key)));
     }
@@ -160,7 +167,12 @@ struct Claimed<K, V> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    };
+
+    use dnd_mesh::blobs::Blobs;
 
     use super::*;
     use crate::{database::Database, results::Results};
@@ -205,7 +217,10 @@ mod tests {
     #[tokio::test]
     async fn what_an_earlier_memo_kept_is_not_made_again() {
         let folder = tempfile::tempdir().unwrap();
-        let memo = async || Memo::<u32, u32>::new(10, Some(Shelf::new(Results::new(Database::in_folder(folder.path()).await.unwrap()), &[b"f"])));
+        let memo = async || {
+            let (database, blobs) = (Database::in_folder(folder.path()).await.unwrap(), Arc::new(Blobs::open(folder.path()).unwrap()));
+            Memo::<u32, u32>::new(10, Some(Shelf::new(Results::new(database, blobs, None), "f", &[])))
+        };
         let first = memo().await;
         // The second value was made, and its maker died before it was kept.
         let make = |keys: Vec<u32>| async {

@@ -2,7 +2,7 @@
 
 use std::{pin::pin, sync::Arc};
 
-use dnd_mesh::{Fault, items, parameters};
+use dnd_mesh::{Fault, blobs::storage, items, parameters};
 use dnd_method::answers;
 use dnd_proto::v1::{
     DissectRequest, JobAccepted, LayerUnits, ProbedUnit, ProbingSet, SelectConceptRequest, SelectConceptResponse, Stage, StageProgress, StoredImages,
@@ -63,8 +63,10 @@ impl Selection {
             if images.is_empty() || images.len() > MOST_IMAGES {
                 return Err(Fault::field("stored.images", format!("{} images; 1 to {MOST_IMAGES}", images.len())));
             }
-            if let Some(image) = images.iter().find(|image| blobs.path(&image.digest).is_none()) {
-                return Err(not_uploaded(&format!("the picture {}", image.digest)));
+            for image in images {
+                if !blobs.has(&image.digest).await.map_err(storage)? {
+                    return Err(not_uploaded(&format!("the picture {}", image.digest)));
+                }
             }
         }
         let mut accepted = accept(models, blobs, request.target.as_ref(), &layers, probing_set.as_ref(), &parameters).await?;

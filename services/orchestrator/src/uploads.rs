@@ -1,7 +1,5 @@
 //! What callers upload here, and the activation service needs.
 
-use std::sync::Arc;
-
 use dnd_mesh::{
     Fault,
     blobs::{self, Blobs},
@@ -16,10 +14,10 @@ use crate::models::{Models, passed_on};
 pub(crate) const NOT_UPLOADED: &str = "NOT_UPLOADED";
 
 /// Passes on to the activation service what was uploaded here and is not there: the target, picture lists, and their pictures.
-pub(crate) async fn pass_on(models: &Models, store: &Arc<Blobs>, target: &Target, set: Option<&ProbingSet>) -> Result<(), Fault> {
+pub(crate) async fn pass_on(models: &Models, store: &Blobs, target: &Target, set: Option<&ProbingSet>) -> Result<(), Fault> {
     let mut digests = Vec::new();
     if target.uri.is_empty() {
-        if store.path(&target.digest).is_none() {
+        if !store.has(&target.digest).await.map_err(blobs::storage)? {
             return Err(not_uploaded(&format!("the target {:?}", target.digest)));
         }
         digests.push(target.digest.clone());
@@ -35,8 +33,8 @@ pub(crate) async fn pass_on(models: &Models, store: &Arc<Blobs>, target: &Target
     if digests.is_empty() {
         return Ok(());
     }
-    let store = Arc::clone(store);
-    let passed = blobs::upload(models.uploads.clone(), digests, move |digest| store.path(digest)).await;
+    let path = |digest: String| async move { store.path(&digest).await };
+    let passed = blobs::upload(models.uploads.clone(), digests, path).await;
     passed.map_err(|fault| passed_on("activation", &fault.into()))
 }
 

@@ -171,12 +171,12 @@ impl Activation {
         self.sets.forget(&said.encode_to_vec());
     }
 
-    fn target_file(&self, target: &proto::Target) -> Result<PathBuf, Fault> {
+    async fn target_file(&self, target: &proto::Target) -> Result<PathBuf, Fault> {
         if target.uri.is_empty() {
             let missing = || {
                 Fault::new(Code::FailedPrecondition, "NOT_UPLOADED", format!("the target {:?} was not uploaded, and no URI says where it is", target.digest))
             };
-            return self.blobs.path(&target.digest).ok_or_else(missing);
+            return self.blobs.path(&target.digest).await.map_err(blobs::storage)?.ok_or_else(missing);
         }
         probing_set::local_path(&target.uri, "target.uri")
     }
@@ -191,7 +191,7 @@ impl Activation {
     /// Reads a target, and runs it once to see its layers. Beside it where its pre-processing comes from.
     pub(crate) async fn describe(&self, target: Option<proto::Target>) -> Result<(Arc<Described>, String), Fault> {
         let target = target.ok_or_else(|| Fault::field("target", "not set; say which network to dissect"))?;
-        let file = self.target_file(&target)?;
+        let file = self.target_file(&target).await?;
         let digest = self.digest(file.clone()).await?;
         let network = {
             let (file, target) = (file.clone(), target.clone());

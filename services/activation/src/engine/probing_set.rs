@@ -8,13 +8,21 @@ use std::{
 };
 
 use bytes::Bytes;
-use dnd_mesh::{Fault, blobs::Blobs, uri};
+use dnd_mesh::{
+    Fault,
+    blobs::{Blobs, storage},
+    uri,
+};
 use dnd_onnx::pictures;
-use dnd_proto::v1::{self as proto, PictureList, probing_source::Source};
+use dnd_proto::v1::{self as proto, ListedPicture, PictureList, probing_source::Source};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use prost::Message as _;
+use tokio::runtime::Handle;
 use tonic::Code;
 
 const MOST_SOURCES: usize = 100;
+/// Uploaded pictures that are looked for at a time.
+const FETCHED: usize = 16;
 
 /// The pictures of a probing set, in order.
 #[derive(Debug)]
@@ -157,15 +165,15 @@ fn tar(path: &Path) -> io::Result<Vec<Picture>> {
 
 fn from_list(digest: &str, field: &str, blobs: &Blobs) -> Result<Vec<Picture>, Fault> {
     let field = format!("{field}.list_digest");
-    let not_there = |what: &str, digest: &str| Fault::new(Code::FailedPrecondition, "NOT_UPLOADED", format!("{what} {digest} was not uploaded"));
-    let path = blobs.path(digest).ok_or_else(|| not_there("the picture list", digest))?;
-    let bytes = std::fs::read(path).map_err(dnd_mesh::blobs::storage)?;
-    let list = PictureList::decode(&*bytes).map_err(|e| Fault::field(field, format!("{digest} is no PictureList: {e}")))?;
-    list.pictures
-        .into_iter()
-        .map(|picture| {
-            let path = blobs.path(&picture.digest).ok_or_else(|| not_there(&picture.path, &picture.digest))?;
-            Ok(Picture { path: picture.path, place: Place::File(path) })
-        })
-        .collect()
+    // This runs on a thread for work that blocks.
+    Handle::current().block_on(async {
+        let missing = |what: &str, digest: &str| Fault::new(Code::FailedPrecondition, "NOT_UPLOADED", format!("{what} {digest} was not uploaded"));
+        let bytes = blobs.get(digest).await.map_err(storage)?.ok_or_else(|| missing("the picture list", digest))?;
+        let list = PictureList::decode(bytes).map_err(|e| Fault::field(field, format!("{digest} is no PictureList: {e}")))?;
+        let files = stream::iter(list.pictures).map(|ListedPicture { path, digest }| async move {
+            let file = blobs.path(&digest).await.map_err(storage)?.ok_or_else(|| missing(&path, &digest))?;
+            Ok(Picture { path, place: Place::File(file) })
+        });
+        files.buffered(FETCHED).try_collect().await
+    })
 }

@@ -10,7 +10,7 @@ use prost::Message as _;
 use sqlx::{Any, AssertSqlSafe, Row as _, Transaction, any::AnyRow};
 
 use super::{Result, Store, count, events::say, message};
-use crate::{database::places, steps::STAGES};
+use crate::{database::places, room, steps::STAGES};
 
 /// Milliseconds after which a paused job that goes on by itself is looked at again.
 const RETRY: i64 = 3_000;
@@ -154,6 +154,7 @@ impl Store {
         for table in ["DELETE FROM units WHERE job = $1", "DELETE FROM events WHERE job = $1", "DELETE FROM stages WHERE job = $1"] {
             sqlx::query(table).bind(id).execute(&mut *transaction).await?;
         }
+        room::unpin(&mut transaction, id).await?;
         self.commit(transaction).await?;
         self.stopped.send_replace(());
         Ok(deleted)

@@ -16,7 +16,7 @@ use super::{
     jobs::{self, Pause},
     message, tally,
 };
-use crate::progress::Tally;
+use crate::{progress::Tally, room};
 
 /// Pictures that a unit's summary shows.
 const IMAGES: usize = 4;
@@ -177,6 +177,7 @@ impl Store {
         if finish.execute(&mut *transaction).await?.rows_affected() == 0 {
             return Err(StoreError::Lost);
         }
+        room::pin(&mut transaction, &lease.job, result).await?;
         say_unit(&mut transaction, &lease.job, row.try_get(0)?, lease.place).await?;
         tally(&mut transaction, &lease.job, tallies).await?;
         if count(&row, 1)? == count(&row, 2)? {
