@@ -27,5 +27,6 @@ cargo test --workspace --locked --test parity --test pictures --test tokenizers 
 
 echo "full size"
 for engine in captions clip diffusion language pictures targets; do "$python" "tests/parity/$engine.py" "$DND_PARITY/$engine"; done
-cargo test --workspace --locked --test full_size --test pictures --test tokenizers -- --ignored
+# One after another: each holds gigabytes and takes all cores.
+cargo test --workspace --locked --test full_size --test pictures --test tokenizers -- --ignored --test-threads 1
 "$python" tests/parity/table.py "$DND_PARITY"

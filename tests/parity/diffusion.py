@@ -1,8 +1,9 @@
-"""Stable Diffusion 1.5 at full size with seeded random weights: `python diffusion.py FOLDER [SIDE]`, SIDE the latents' (16 by default, 64 in the public model).
+"""Stable Diffusion 1.5 at full size with seeded random weights: `python diffusion.py FOLDER`.
 
 Exports the model to FOLDER/model with the project's recipe, draws with diffusers' pipeline from the project's keyed noise, and writes what came of it:
-FOLDER/expected.json and, beside it, tensors as raw little-endian float32. Pictures are small (of 128 px by default), to be quick
-on a processor; the networks are those of the public model. Weights are not of a trained model: they are scaled so that what is predicted depends on text, time step and latents, which is printed.
+FOLDER/expected.json and, beside it, tensors as raw little-endian float32. The networks are those of the public model; what is drawn is small (128 px), to be quick
+on a processor. FOLDER/512 has the same at the public model's 512 px, where one UNet step is taken and one picture decoded. Weights are not of a trained model: they
+are scaled so that what is predicted depends on text, time step and latents, which is printed.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from transformers import CLIPTextConfig, CLIPTextModel
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "models"), str(Path(__file__).parent)]
 
-from drawn import PROMPT, encode, expect  # noqa: E402
+from drawn import PROMPT, Runs, encode, expect  # noqa: E402
 from recipes import stable_diffusion  # noqa: E402
 from vocabulary import TOKENS, tokenizer  # noqa: E402
 
-SIDE = int(sys.argv[2]) if len(sys.argv) == 3 else 16
+SMALL, PUBLIC = 16, 64
+"""Sides of latents."""
 CONCEPT = "polka dots"
 LONG = "a photograph of " + "a very old and very large red barn beside a river and " * 12 + "a dog"
 TEXTS = ["", PROMPT.format(CONCEPT), PROMPT.format("a café in Zürich, 1920s' style"), LONG]
@@ -45,13 +47,13 @@ RUNS = {
 
 
 @torch.no_grad()
-def model() -> StableDiffusionPipeline:
+def model(side: int) -> StableDiffusionPipeline:
     torch.manual_seed(0)
     text = CLIPTextModel(CLIPTextConfig(
         vocab_size=TOKENS, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, max_position_embeddings=77, projection_dim=768,
         hidden_act="quick_gelu", bos_token_id=49406, eos_token_id=49407, pad_token_id=49407, initializer_factor=2.0, attn_implementation="eager",
     ))
-    unet = UNet2DConditionModel(sample_size=SIDE, cross_attention_dim=768, attention_head_dim=8)
+    unet = UNet2DConditionModel(sample_size=side, cross_attention_dim=768, attention_head_dim=8)
     for name, weight in unet.named_parameters():
         if ".attn2.to_out.0.weight" in name:
             weight *= 6
@@ -59,14 +61,14 @@ def model() -> StableDiffusionPipeline:
             weight *= 2
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, block_out_channels=(128, 256, 512, 512), layers_per_block=2,
-        latent_channels=4, sample_size=8 * SIDE, scaling_factor=0.18215,
+        latent_channels=4, sample_size=8 * side, scaling_factor=0.18215,
     )
     pipeline = StableDiffusionPipeline(
         text_encoder=text.eval(), unet=unet.eval(), vae=vae.eval(), tokenizer=tokenizer(), scheduler=PNDMScheduler.from_config(PNDM), safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     )
     pipeline.set_progress_bar_config(disable=True)
-    states, latents = encode(pipeline, TEXTS), torch.randn(1, 4, SIDE, SIDE)
+    states, latents = encode(pipeline, TEXTS), torch.randn(1, 4, side, side)
     predicted = unet(latents, torch.tensor(500.0), states[1:2]).sample
     unet.conv_out.weight *= 1 / predicted.std()
     unet.conv_out.bias *= 0
@@ -82,16 +84,17 @@ def model() -> StableDiffusionPipeline:
 
 
 @torch.no_grad()
-def main(folder: Path) -> None:
-    pipeline = model()
+def write(folder: Path, side: int, runs: Runs) -> None:
+    pipeline = model(side)
     vae = pipeline.vae
-    expect(pipeline, lambda latents: vae.decode(latents / vae.config.scaling_factor).sample, RUNS, CONCEPT, TEXTS, folder)
+    expect(pipeline, lambda latents: vae.decode(latents / vae.config.scaling_factor).sample, runs, CONCEPT, TEXTS, folder)
     pipeline.scheduler = PNDMScheduler.from_config(PNDM)
     stable_diffusion.write(pipeline, folder / "model", "seeded random weights")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3):
+    if len(sys.argv) != 2:
         sys.exit(__doc__)
     torch.set_num_threads(2)
-    main(Path(sys.argv[1]))
+    write(Path(sys.argv[1]), SMALL, RUNS)
+    write(Path(sys.argv[1]) / "512", PUBLIC, {})

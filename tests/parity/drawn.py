@@ -41,7 +41,8 @@ def drawn(pipeline: StableDiffusionPipeline, concept: str, steps: int, guidance:
 
 @torch.no_grad()
 def expect(pipeline: StableDiffusionPipeline, decode: Callable[[torch.Tensor], torch.Tensor], runs: Runs, concept: str, texts: list[str], folder: Path) -> None:
-    """Embeds texts, of which the second is the concept's prompt, takes one UNet step, draws each run, decodes the first, and keeps it all."""
+    """Embeds texts, of which the second is the concept's prompt, takes one UNet step, draws each run, decodes the first (or the noise, where there are none), and
+    keeps it all."""
     assert texts[1] == PROMPT.format(concept)
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -54,6 +55,9 @@ def expect(pipeline: StableDiffusionPipeline, decode: Callable[[torch.Tensor], t
     sample = torch.from_numpy(noise(0, concept, 0, 0, torch.Size(shape).numel())).reshape(shape)
     step = {"timestep": 981.0, "output": keep("step", pipeline.unet(sample, torch.tensor(981.0), states[1:2]).sample)}
     expected: dict = {"side": side, "concept": concept, "texts": texts, "states": keep("states", states), "step": step, "runs": {}}
+    if not runs:
+        expected["picture"] = keep("picture", decode(sample))
+        (folder / "expected.json").write_text(json.dumps(expected, indent=1))
     for number, (name, (said, sampler, config, steps, guidance)) in enumerate(runs.items()):
         started = time.time()
         pipeline.scheduler = sampler.from_config(config)

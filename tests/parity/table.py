@@ -8,7 +8,7 @@ from pathlib import Path
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/parity.md"
 TITLES = {
-    "captions": "Captions", "diffusion": "Diffusion", "clip": "CLIP", "language": "Language models", "language/tokenizers": "Tokenizers", "pictures": "Pictures",
+    "captions": "Captions", "diffusion": "Diffusion", "diffusion/512": "Diffusion, pictures of 512 px", "clip": "CLIP", "language": "Language models", "language/tokenizers": "Tokenizers", "pictures": "Pictures",
     "targets": "Targets",
 }
 HEAD = """# Parity

@@ -42,8 +42,18 @@ impl Service {
 
     /// Kills it without warning, and starts it again where it was.
     pub fn kill_and_restart(&mut self) {
+        self.kill();
+        self.restart();
+    }
+
+    /// Kills it without warning.
+    pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Starts it again where it was, after it was killed.
+    pub fn restart(&mut self) {
         fs::remove_file(self.folder.path().join("port")).unwrap();
         (self.child, self.address) = launch(&self.name, &self.args, &self.address, self.folder.path());
     }
@@ -58,10 +68,15 @@ impl Service {
         fs::read_to_string(self.folder.path().join("log")).unwrap()
     }
 
+    /// Sends it a signal, by its name.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
     /// Sends SIGTERM and waits for its end; gives the exit code.
     pub fn terminate(&mut self) -> Option<i32> {
-        let status = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
-        assert!(status.success());
+        self.signal("TERM");
         self.child.wait().unwrap().code()
     }
 }
@@ -115,11 +130,31 @@ impl Mesh {
     pub fn start_with(suite: &Path, more: &[&str]) -> Self {
         let model = |name: &str| Service::start(&format!("dnd-{name}"), &[&["--model", suite.join(name).to_str().unwrap()], more].concat());
         let models = [Service::start("dnd-activation", more), model("captioner"), model("summarizer"), model("diffusion"), model("clip")];
-        let urls: Vec<String> = models.iter().map(Service::url).collect();
-        let flags = ["--activation", "--captioner", "--summarizer", "--diffusion", "--clip"];
-        let args: Vec<&str> = flags.iter().zip(&urls).flat_map(|(flag, url)| [*flag, url.as_str()]).chain(more.iter().copied()).collect();
-        Self { orchestrator: Service::start("dnd-orchestrator", &args), models }
+        Self { orchestrator: orchestrator(&models, more), models }
     }
+
+    /// Another orchestrator over the same models.
+    pub fn another_orchestrator(&self, more: &[&str]) -> Service {
+        orchestrator(&self.models, more)
+    }
+}
+
+fn orchestrator(models: &[Service; 5], more: &[&str]) -> Service {
+    let urls: Vec<String> = models.iter().map(Service::url).collect();
+    let flags = ["--activation", "--captioner", "--summarizer", "--diffusion", "--clip"];
+    let args: Vec<&str> = flags.iter().zip(&urls).flat_map(|(flag, url)| [*flag, url.as_str()]).chain(more.iter().copied()).collect();
+    Service::start("dnd-orchestrator", &args)
+}
+
+/// An empty database on the PostgreSQL server that `DND_TEST_POSTGRES` is the URL of; none where that is not set (scripts/postgres.sh starts one).
+pub fn postgres(name: &str) -> Option<String> {
+    let server = std::env::var("DND_TEST_POSTGRES").ok()?;
+    let name = format!("{name}_{}", std::process::id());
+    let programs = fs::read_dir("/usr/lib/postgresql").unwrap().map(|version| version.unwrap().path().join("bin/psql"));
+    let psql = programs.filter(|path| path.is_file()).max().unwrap();
+    let made = Command::new(psql).args([&server, "-qc", &format!("CREATE DATABASE {name}")]).status().unwrap();
+    assert!(made.success());
+    Some(format!("{}/{name}", server.rsplit_once('/').unwrap().0))
 }
 
 /// What a run of `dnd` left.

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use dnd_mesh::{blobs, fault, parameters::to_message};
+use dnd_mesh::{blobs, parameters::to_message, retry::is_away};
 use dnd_method::parameters::Parameters;
 use dnd_proto::v1::{
     CancelJobRequest, CreateJobRequest, DeleteJobRequest, DissectRequest, Job, JobDone, JobPaused, JobState, LayerUnits, ProbingSet, ResumeJobRequest,
@@ -217,8 +217,7 @@ async fn follow(job: &Job, mesh: &mut Mesh, folder: &mut Folder, watch: &mut Wat
             Followed::Done(done) => return Ok(done),
             Followed::Broken(status) => status,
         };
-        // What the orchestrator says has a reason; what the way to it says has none.
-        if tries == 0 || fault::reason_of(&status).is_some() {
+        if tries == 0 || !is_away(&status) {
             return Err(status.into());
         }
         tries -= 1;

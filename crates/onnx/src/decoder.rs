@@ -233,7 +233,7 @@ impl Decoder {
         let total = sequences.length + count;
         let mut inputs: Vec<(Cow<'_, str>, SessionInputValue<'_>)> = Vec::with_capacity(self.past.len() + 6);
         let mut feed = |name: &'_ str, value| inputs.push((name.to_owned().into(), value));
-        feed(if self.embeddings.is_some() { &self.names.inputs_embeds } else { &self.names.input_ids }, input);
+        feed(if self.takes_embeddings() { &self.names.inputs_embeds } else { &self.names.input_ids }, input);
         if let Some(kind) = self.mask {
             feed(&self.names.attention_mask, ids_tensor(kind, [batch, total], &vec![1; batch * total])?);
         }

@@ -252,7 +252,8 @@ impl Generator {
 
         let Text { start, ends, .. } = &self.text;
         let mut searches: Vec<Result<Search, Error>> = (0..count).map(|_| Ok(Search::new(generation, start, ends))).collect();
-        let (mut next, mut rows) = (start.last().map_or_else(Vec::new, |start| vec![*start; count]), Vec::new());
+        let mut next: Vec<u32> = searches.iter().flatten().flat_map(Search::running).map(|beam| beam.last()).collect();
+        let mut rows = Vec::new();
         loop {
             stop.check()?;
             let logits = self.decoder.append(&mut sequences, &next, attended.as_ref())?;

@@ -53,22 +53,25 @@ fn swap_weights(file: &Path) {
     fs::write(file, model.encode_to_vec()).unwrap();
 }
 
+/// Holds what was measured to the limit, which the controls must exceed, and adds it to what the folder's `measured.json` says.
+fn record(folder: &Path, rows: &mut Vec<Value>, what: String, measured: f64, controls: &[(&str, f64)]) {
+    println!("{what}: {measured:.2e}; {controls:?}");
+    assert!(measured <= LIMIT, "{what}: {measured}");
+    assert!(controls.iter().all(|(_, control)| *control > LIMIT), "{what}: {controls:?}");
+    let control: Vec<String> = controls.iter().map(|(name, value)| format!("{name}: {value:.1e}")).collect();
+    rows.push(json!({
+        "what": what, "reference": "diffusers 0.42.1", "measured": format!("at most {measured:.1e} of the standard deviation"),
+        "limit": format!("{LIMIT:.0e}"), "control": control.join("; "),
+    }));
+    fs::write(folder.join("measured.json"), serde_json::to_vec_pretty(rows).unwrap()).unwrap();
+}
+
 #[test]
 #[ignore = "needs the full-size model of tests/parity/diffusion.py in $DND_PARITY/diffusion"]
 fn latents_and_pictures_are_those_of_the_library() {
     let expected = Expected::read(&folder());
     let mut rows: Vec<Value> = Vec::new();
-    let mut row = |what: String, measured: f64, controls: &[(&str, f64)]| {
-        println!("{what}: {measured:.2e}; {controls:?}");
-        assert!(measured <= LIMIT, "{what}: {measured}");
-        assert!(controls.iter().all(|(_, control)| *control > LIMIT), "{what}: {controls:?}");
-        let control: Vec<String> = controls.iter().map(|(name, value)| format!("{name}: {value:.1e}")).collect();
-        rows.push(json!({
-            "what": what, "reference": "diffusers 0.42.1", "measured": format!("at most {measured:.1e} of the standard deviation"),
-            "limit": format!("{LIMIT:.0e}"), "control": control.join("; "),
-        }));
-        fs::write(folder().join("measured.json"), serde_json::to_vec_pretty(&rows).unwrap()).unwrap();
-    };
+    let mut row = |what: String, measured: f64, controls: &[(&str, f64)]| record(&folder(), &mut rows, what, measured, controls);
     let (states, step, picture) = (expected.floats(&expected.states), expected.floats(&expected.step.output), expected.floats(&expected.picture));
     let latents = expected.floats(&expected.runs["dpm-solver++"].latents);
 
@@ -136,4 +139,25 @@ fn latents_and_pictures_are_those_of_the_library() {
         let control = off(&expected.draw(&mut pipeline, &other, 0), &theirs);
         row(format!("{} steps of {name}, {size}", run.steps), off(&expected.draw(&mut pipeline, run, 0), &theirs), &[(&change, control)]);
     }
+}
+
+#[test]
+#[ignore = "needs the full-size model of tests/parity/diffusion.py in $DND_PARITY/diffusion/512"]
+fn one_step_and_one_picture_of_512_px_are_those_of_the_library() {
+    let folder = folder().join("512");
+    let (expected, mut pipeline) = (Expected::read(&folder), load(&folder.join("model")));
+    let (step, at, mut rows) = (expected.floats(&expected.step.output), expected.step.timestep, Vec::new());
+    let controls = [
+        ("the time step less 1", off(&expected.predict(&mut pipeline, at - 1.0, 1), &step)),
+        ("another text", off(&expected.predict(&mut pipeline, at, 2), &step)),
+    ];
+    let what = format!("one UNet step, latents of {0} x {0}", expected.side);
+    record(&folder, &mut rows, what, off(&expected.predict(&mut pipeline, at, 1), &step), &controls);
+
+    let (picture, latents) = (expected.floats(&expected.picture), expected.noise());
+    let decoded = pipeline.decode(&latents).unwrap();
+    let rescaled: Vec<f32> = latents.iter().map(|latent| latent * 0.18215 / 0.18).collect();
+    let control = ("a scaling factor of 0.18", off(&pipeline.decode(&rescaled).unwrap().values, &picture));
+    let what = format!("decoded picture, {} x {} px", decoded.height, decoded.width);
+    record(&folder, &mut rows, what, off(&decoded.values, &picture), &[control]);
 }

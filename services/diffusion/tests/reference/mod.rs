@@ -32,7 +32,7 @@ pub(crate) struct Expected {
     pub(crate) states: Kept,
     pub(crate) step: UnetStep,
     pub(crate) runs: BTreeMap<String, Run>,
-    /// Decoded from the latents of `dpm-solver++`.
+    /// Decoded from the latents of `dpm-solver++`, or from the concept's first noise where nothing was drawn.
     pub(crate) picture: Kept,
 }
 
@@ -75,10 +75,14 @@ impl Expected {
         pipeline.encode(&self.texts.iter().map(String::as_str).collect::<Vec<_>>()).unwrap()
     }
 
+    /// The concept's first noise.
+    pub(crate) fn noise(&self) -> Vec<f32> {
+        dnd_method::draw::noise(0, &self.concept, 0, 0, self.floats(&self.step.output).len())
+    }
+
     /// What the UNet says of the concept's first noise.
     pub(crate) fn predict(&self, pipeline: &mut Pipeline, timestep: f64, text: usize) -> Vec<f32> {
-        let size = self.floats(&self.step.output).len();
-        pipeline.predict(dnd_method::draw::noise(0, &self.concept, 0, 0, size), timestep, &self.state(text), 1.0).unwrap()
+        pipeline.predict(self.noise(), timestep, &self.state(text), 1.0).unwrap()
     }
 
     /// Latents of a picture of the concept; the first is what is expected.
