@@ -14,7 +14,7 @@ use crate::{
     args::{MeshArgs, Settings, TargetArgs, units},
     inputs::{Images, TargetFile},
     mesh::Mesh,
-    out::{self, Folder},
+    out::{self, Folder, printable},
     problem::{INTERRUPTED, Problem, unless_interrupted},
     watch::Watch,
 };
@@ -82,7 +82,7 @@ pub(crate) async fn run(mut args: Args) -> Result<ExitCode, Problem> {
     })
     .await?;
     for skipped in skipped {
-        eprintln!("skipped {}: {}", skipped.path, skipped.reason);
+        eprintln!("skipped {}: {}", printable(&skipped.path), printable(&skipped.reason));
         folder.skipped(skipped);
     }
     let Ran { folder, interrupted, .. } = dissect(mesh, request, folder).await?;
@@ -212,11 +212,6 @@ pub(crate) fn outcome(unit: &UnitResult) -> String {
         "dead" => "dead: all its activations are equal".to_owned(),
         state => format!("{state}: {} ({})", printable(&unit.message), unit.reason),
     }
-}
-
-/// Text of models for a terminal: without control characters.
-fn printable(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).collect()
 }
 
 /// Labels a unit of each layer on a few of the pictures and reckons from that.

@@ -40,7 +40,8 @@ fn main() -> Result<()> {
 }
 
 async fn run(args: Args) -> Result<()> {
-    let Args { data, engine, options, serve } = args;
+    let Args { data, engine, mut options, serve } = args;
+    options.remote = !serve.listen.ip().is_loopback();
     telemetry::init(&serve.log);
     let blobs = match &data {
         Some(folder) => Blobs::open(folder).with_context(|| format!("can't keep uploads in {}", folder.display()))?,

@@ -10,6 +10,7 @@ use clap::Args;
 use dnd_mesh::{
     Fault, MAX_MESSAGE_BYTES,
     blobs::{self, Blobs},
+    fault::check_text,
     items, parameters,
     server::Services,
 };
@@ -181,9 +182,7 @@ impl Orchestrator {
         if request.concepts.is_empty() || request.concepts.len() > MOST_CONCEPTS {
             return Err(Fault::field("concepts", format!("{} concepts; 1 to {MOST_CONCEPTS} can compete", request.concepts.len())));
         }
-        if let Some(i) = request.concepts.iter().position(|concept| concept.trim().is_empty()) {
-            return Err(Fault::field(format!("concepts[{i}]"), "empty; a concept has words"));
-        }
+        request.concepts.iter().enumerate().try_for_each(|(i, concept)| check_text(format!("concepts[{i}]"), concept))?;
         let candidates = answers::given_candidates(&request.concepts).map_err(|e| Fault::field("concepts", e.to_string()))?;
         let layers = [LayerUnits { layer: request.layer, units: vec![request.unit] }];
         match request.images {
