@@ -2,6 +2,7 @@
 
 use std::{
     num::NonZeroUsize,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
@@ -18,7 +19,7 @@ use dnd_method::{answers, parameters::Parameters};
 use dnd_proto::v1::{
     ActivationServiceGetModelRequest, CaptionServiceGetModelRequest, DescribeTargetRequest, DescribeTargetResponse, DiffusionServiceGetModelRequest,
     DissectRequest, DissectResponse, EmbeddingServiceGetModelRequest, GetPicturesRequest, GetPicturesResponse, JobAccepted, JobDone, LayerUnits, OnDisconnect,
-    ProbeRequest, ProbeResponse, ProbedUnit, ProbingSet, Provenance, SelectConceptRequest, SelectConceptResponse, Stage, SummaryServiceGetModelRequest, Target,
+    ProbedUnit, ProbingSet, Provenance, SelectConceptRequest, SelectConceptResponse, Stage, SummaryServiceGetModelRequest, Target,
     dissect_response::Event,
     dissect_service_server::{DissectService, DissectServiceServer},
     get_pictures_response,
@@ -28,13 +29,14 @@ use dnd_proto::v1::{
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use tokio::task::JoinSet;
 use tokio_util::{sync::DropGuard, task::AbortOnDropHandle};
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status};
 
 use crate::{
     calls::{Calls, Work, once_loaded},
     data::Data,
     jobs::{Job, Jobs},
     models::{Models, passed_on},
+    probing::{self, ProbingArgs},
     results::Results,
     steps::{self, STAGES, STAGES_OF_SELECTION, STAGES_OF_STORED_SELECTION},
     uploads::{self, not_uploaded},
@@ -46,13 +48,16 @@ pub struct OrchestratorArgs {
     /// Units of a job that are worked on at a time
     #[arg(long, env = "DND_UNITS_IN_FLIGHT", default_value_t = UNITS_IN_FLIGHT)]
     pub units_in_flight: NonZeroUsize,
+    /// How probing sets are run.
+    #[command(flatten)]
+    pub probing: ProbingArgs,
 }
 
 const UNITS_IN_FLIGHT: NonZeroUsize = NonZeroUsize::new(8).expect("8 is not 0");
 
 impl Default for OrchestratorArgs {
     fn default() -> Self {
-        Self { units_in_flight: UNITS_IN_FLIGHT }
+        Self { units_in_flight: UNITS_IN_FLIGHT, probing: ProbingArgs::default() }
     }
 }
 
@@ -159,7 +164,6 @@ struct Prepared {
     job: Arc<Job>,
     calls: Calls,
     layers: Vec<LayerUnits>,
-    target: Target,
 }
 
 impl Orchestrator {
@@ -168,11 +172,11 @@ impl Orchestrator {
         let parameters = parameters::from_request(request.parameters.as_ref())?;
         let set = request.probing_set.ok_or_else(|| Fault::field("probing_set", "not set; say where the pictures are"))?;
         let prepared = self.prepare(request.target, &request.layers, Some(&set), parameters).await?;
-        let probe = self.probe(&prepared, set).await?;
+        prepared.calls.check_probing_set().await?;
         let Prepared { job, calls, layers, .. } = prepared;
         job.units_to_do(&STAGES, layers.iter().map(|layer| layer.units.len() as u64).sum());
-        let in_flight = self.args.units_in_flight.get();
-        self.spawn(&job, |job| async move { run(&job, &calls, probe, in_flight).await });
+        let args = self.args.clone();
+        self.spawn(&job, |job| async move { run(&job, &calls, &args).await });
         Ok(job)
     }
 
@@ -188,10 +192,10 @@ impl Orchestrator {
         match request.images {
             Some(select_concept_request::Images::ProbingSet(set)) => {
                 let prepared = self.prepare(request.target, &layers, Some(&set), parameters).await?;
-                let probe = self.probe(&prepared, set).await?;
-                let Prepared { job, calls, .. } = prepared;
+                prepared.calls.check_probing_set().await?;
+                let (Prepared { job, calls, .. }, probing) = (prepared, self.args.probing.clone());
                 job.units_to_do(&STAGES_OF_SELECTION, 1);
-                self.spawn(&job, |job| async move { select_probed(&job, &calls, probe, candidates).await });
+                self.spawn(&job, |job| async move { select_probed(&job, &calls, &probing, candidates).await });
                 Ok(job)
             }
             Some(select_concept_request::Images::Stored(stored)) => {
@@ -263,9 +267,9 @@ impl Orchestrator {
             warnings: described.warnings,
         }));
         let probing_set = set.cloned().unwrap_or_default();
-        let work = Work { parameters, target: target.clone(), probing_set, layers: described.found.clone(), provenance };
+        let work = Work { parameters, target, probing_set, layers: described.found.clone(), provenance };
         let calls = Calls::new(self.models.clone(), Arc::clone(&self.blobs), &self.results, Arc::clone(&job.progress), work);
-        Ok(Prepared { job, calls, layers: described.found, target })
+        Ok(Prepared { job, calls, layers: described.found })
     }
 
     async fn describe(&self, target: &Target, layers: &[LayerUnits]) -> Result<DescribeTargetResponse, Fault> {
@@ -309,25 +313,12 @@ impl Orchestrator {
             target_options: target.options.clone(),
         })
     }
-
-    async fn probe(&self, prepared: &Prepared, set: ProbingSet) -> Result<Streaming<ProbeResponse>, Fault> {
-        let parameters = prepared.calls.parameters();
-        let request = ProbeRequest {
-            target: Some(prepared.target.clone()),
-            probing_set: Some(set),
-            layers: prepared.layers.clone(),
-            summary: parameters::summary(parameters).into(),
-            token_summary: parameters::token_summary(parameters).into(),
-            top: Some(steps::looked_at(parameters)),
-        };
-        let probe = self.models.activation.clone().probe(request).await;
-        probe.map(Response::into_inner).map_err(|status| passed_on("activation", &status))
-    }
 }
 
 /// The job of a Dissect call: the probing pass, then each unit through the three steps, a few side by side. Where a unit meets what ends the job, no other
 /// is begun, and those that get to their end without it are finished.
-async fn run(job: &Arc<Job>, calls: &Calls, mut probe: Streaming<ProbeResponse>, in_flight: usize) -> Result<JobDone, Fault> {
+async fn run(job: &Arc<Job>, calls: &Calls, args: &OrchestratorArgs) -> Result<JobDone, Fault> {
+    let mut probe = pin!(probing::probe(calls, &args.probing));
     let mut done = JobDone::default();
     let mut units = FuturesUnordered::new();
     let mut probing = true;
@@ -336,8 +327,8 @@ async fn run(job: &Arc<Job>, calls: &Calls, mut probe: Streaming<ProbeResponse>,
     let mut stopped = None;
     loop {
         tokio::select! {
-            message = probe.message(), if probing && units.len() < in_flight => {
-                match next(job, calls, message, &mut done)? {
+            event = probe.next(), if probing && units.len() < args.units_in_flight.get() => {
+                match next(job, calls, event, &mut done)? {
                     Some(Probed::Unit(unit)) => {
                         // Units come when all pictures have been run.
                         if !std::mem::replace(&mut timed, true) {
@@ -362,11 +353,12 @@ async fn run(job: &Arc<Job>, calls: &Calls, mut probe: Streaming<ProbeResponse>,
 }
 
 /// The job of a SelectConcept call over a probing set.
-async fn select_probed(job: &Arc<Job>, calls: &Calls, mut probe: Streaming<ProbeResponse>, candidates: Vec<String>) -> Result<JobDone, Fault> {
+async fn select_probed(job: &Arc<Job>, calls: &Calls, args: &ProbingArgs, candidates: Vec<String>) -> Result<JobDone, Fault> {
+    let mut probe = pin!(probing::probe(calls, args));
     let mut done = JobDone::default();
     let mut result = None;
     let since = Instant::now();
-    while let Some(probed) = next(job, calls, probe.message().await, &mut done)? {
+    while let Some(probed) = next(job, calls, probe.next().await, &mut done)? {
         if let Probed::Unit(probed) = probed {
             job.progress.time(Stage::Probe, since);
             result = Some(steps::select(calls, job, probed, &candidates).await?);
@@ -384,16 +376,15 @@ enum Probed {
     Other,
 }
 
-/// The next message of a probing pass, told to the job; none at its end.
-fn next(job: &Job, calls: &Calls, message: Result<Option<ProbeResponse>, Status>, done: &mut JobDone) -> Result<Option<Probed>, Fault> {
-    let Some(message) = message.map_err(|status| passed_on("activation", &status))? else { return Ok(None) };
-    match message.event {
-        Some(probe_response::Event::Unit(unit)) => return Ok(Some(Probed::Unit(unit))),
-        Some(probe_response::Event::Progress(progress)) => job.stage(job.progress.set(Stage::Probe, progress.done, progress.pictures)),
-        Some(probe_response::Event::Skipped(skipped)) => job.say(Event::Skipped(skipped)),
-        Some(probe_response::Event::Total(total)) => {
+/// The next event of a probing pass, told to the job; none at its end.
+fn next(job: &Job, calls: &Calls, event: Option<Result<probe_response::Event, Fault>>, done: &mut JobDone) -> Result<Option<Probed>, Fault> {
+    let Some(event) = event.transpose()? else { return Ok(None) };
+    match event {
+        probe_response::Event::Unit(unit) => return Ok(Some(Probed::Unit(unit))),
+        probe_response::Event::Progress(progress) => job.stage(job.progress.set(Stage::Probe, progress.done, progress.pictures)),
+        probe_response::Event::Skipped(skipped) => job.say(Event::Skipped(skipped)),
+        probe_response::Event::Total(total) => {
             done.pictures = total.pictures;
-            job.progress.calls(Stage::Probe, total.pictures + total.rerun, 0);
             let wanted = u64::from(steps::looked_at(calls.parameters()));
             if total.pictures < wanted {
                 done.warnings.push(format!(
@@ -405,7 +396,6 @@ fn next(job: &Job, calls: &Calls, message: Result<Option<ProbeResponse>, Status>
                 done.warnings.push(format!("{} pictures were left out because a byte-equal one comes before them", total.duplicates));
             }
         }
-        None => {}
     }
     Ok(Some(Probed::Other))
 }
