@@ -246,9 +246,7 @@ impl Network {
         }
         Ok(files)
     }
-}
 
-impl Network {
     /// Whether a file of the folder is a link to one outside of it.
     fn leads_out(&self, file: &Path) -> bool {
         let folder = if self.folder.as_os_str().is_empty() { Path::new(".") } else { &self.folder };
