@@ -12,7 +12,8 @@ from kubernetes_validate import utils
 from manifests import BATCH, OVERLAYS, built
 
 TOOLS = Path(os.environ["PYTHONPATH"]).parent
-NEWEST = utils.all_versions()[-3:]
+# The newest patch of each of the three newest versions.
+NEWEST = list({utils.major_minor(version): version for version in utils.all_versions()}.values())[-3:]
 # Where the types of custom resources are.
 PACKAGES = {
     "cert-manager.io": "cert-manager",

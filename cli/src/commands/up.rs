@@ -55,7 +55,7 @@ pub(crate) async fn run(args: Args, log: &str) -> Result<ExitCode, Problem> {
     activation.remote = !args.listen.ip().is_loopback();
     let mesh = MeshArgs { models: None, endpoint: None, data, engine, activation, captioner, orchestrator, llm, token_file: None, tls: TlsArgs::default() };
     let local = LocalMesh::new(&mesh).await?;
-    let serve = ServeArgs { listen: args.listen, grace: args.grace, log: log.to_owned(), port_file: args.port_file, tls, access };
+    let serve = ServeArgs { listen: args.listen, grace: args.grace, log: log.to_owned(), otlp: None, port_file: args.port_file, tls, access };
     let (engines, blobs) = (local.engines.clone(), local.blobs.clone());
     let load = move || engines.load(&suite, &mesh, blobs);
     server::serve(&serve, local.services.clone(), load).await.map_err(|error| match error {

@@ -16,6 +16,10 @@ pub struct ServeArgs {
     /// What to log: error, warn, info, debug, trace, or a filter such as `dnd_activation=debug,warn`
     #[arg(long, env = "DND_LOG", default_value = "info")]
     pub log: String,
+    /// OpenTelemetry collector that traces are sent to (OTLP over gRPC), such as http://localhost:4317; OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG say which
+    /// share of them
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp: Option<String>,
     /// Write the address that is listened on to this file, once the port is open
     #[arg(long, hide = true)]
     pub port_file: Option<PathBuf>,

@@ -34,7 +34,7 @@ use crate::{
     auth::Bearer,
     channel,
     deadline::{self, HEADER},
-    retry,
+    retry, telemetry,
 };
 
 /// How long a name server has to answer.
@@ -331,7 +331,8 @@ impl Service<Request<Body>> for Balanced {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        telemetry::inject(request.headers_mut());
         Box::pin(send(Arc::clone(&self.0), request, deadline::current()))
     }
 }

@@ -33,7 +33,7 @@ use crate::{
     Fault,
     args::ServeArgs,
     auth::Guard,
-    channel,
+    channel, telemetry,
     tls::{Acceptor, ClientCertificate},
 };
 
@@ -86,12 +86,13 @@ impl Services {
     }
 }
 
-/// Runs a service's whole life: listens at once, loads its model, says SERVING, and on SIGTERM or Ctrl-C says NOT_SERVING, lets running
+/// Runs a service's whole life: logs, listens at once, loads its model, says SERVING, and on SIGTERM or Ctrl-C says NOT_SERVING, lets running
 /// calls end and returns, after the grace period at the latest. `load` runs on a thread of its own.
 pub async fn serve<E>(args: &ServeArgs, services: Services, load: impl FnOnce() -> Result<(), E> + Send + 'static) -> Result<(), ServeError>
 where
     E: std::fmt::Display + Send + 'static,
 {
+    let _telemetry = telemetry::init(&args.log, args.otlp.as_deref());
     let guard = Guard::open(&args.access).map_err(ServeError::Access)?;
     let acceptor = acceptor(args).map_err(ServeError::Access)?;
     let listen = |source| ServeError::Listen { address: args.listen, source };
@@ -172,7 +173,7 @@ where
 {
     let stack = ServiceBuilder::new()
         // Outermost, so that a call's span holds everything that happens in it, refusals and panics included.
-        .layer(TraceLayer::new(callers_faults_are_no_failures()))
+        .layer(TraceLayer::new(callers_faults_are_no_failures()).make_span_with(telemetry::span_of::<Body>))
         // Outside of all that can panic; the connection and its other calls go on.
         .layer(CatchPanicLayer::custom(panicked))
         // Before anything is done for a caller.

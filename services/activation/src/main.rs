@@ -11,7 +11,6 @@ use dnd_mesh::{
     blobs::{self, Blobs},
     program,
     server::{self, Services},
-    telemetry,
 };
 use dnd_onnx::{
     Error,
@@ -42,7 +41,6 @@ fn main() -> Result<()> {
 async fn run(args: Args) -> Result<()> {
     let Args { data, engine, mut options, serve } = args;
     options.remote = !serve.listen.ip().is_loopback();
-    telemetry::init(&serve.log);
     let blobs = match &data {
         Some(folder) => Blobs::open(folder).with_context(|| format!("can't keep uploads in {}", folder.display()))?,
         None => Blobs::temporary().context("can't make a folder for uploads")?,

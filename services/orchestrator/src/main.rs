@@ -10,7 +10,6 @@ use dnd_mesh::{
     channel::Dial,
     program,
     server::{self, Services},
-    telemetry,
 };
 use dnd_orchestrator::{Data, DataArgs, Endpoints, Models, OrchestratorArgs};
 
@@ -34,7 +33,6 @@ fn main() -> Result<()> {
 
 async fn run(args: Args) -> Result<()> {
     let Args { endpoints, data, options, serve } = args;
-    telemetry::init(&serve.log);
     let data = Data::open(&data).await?;
     let services = blobs::add_to(Services::default(), Arc::clone(&data.blobs));
     let models = Models::at(&endpoints, &Dial::open(&serve.tls, endpoints.token_file.as_deref())?)?;

@@ -20,7 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
 use crate::{
-    calls::{Calls, Patience},
+    calls::Calls,
     models::passed_on,
     steps::looked_at,
 };

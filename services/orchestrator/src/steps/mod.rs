@@ -10,6 +10,8 @@ use dnd_mesh::Fault;
 use dnd_method::parameters::Parameters;
 use dnd_proto::v1::{ProbedUnit, Stage, StoredImages, UnitResult, UnitState, Usage};
 
+use tracing::{Instrument as _, info_span};
+
 use crate::{calls::Calls, jobs::Job};
 
 use augment::ActivatingImages;
@@ -65,7 +67,7 @@ impl<'j> Unit<'j> {
     /// Runs a part of a stage, counting its time.
     pub(crate) async fn timed<T>(&self, stage: Stage, work: impl Future<Output = T>) -> T {
         let since = Instant::now();
-        let done = work.await;
+        let done = work.instrument(info_span!("stage", otel.name = stage.as_str_name())).await;
         self.job.progress.time(stage, since);
         done
     }
@@ -112,7 +114,9 @@ pub(crate) const STAGES_OF_STORED_SELECTION: [Stage; 2] = [Stage::Generate, Stag
 /// Labels a unit that the probing pass has found the top pictures of. A fault is one that ends the job.
 pub(crate) async fn dissect(calls: &Calls, job: &Job, probed: ProbedUnit) -> Result<UnitResult, Fault> {
     let mut unit = Unit::new(calls, job, &probed, &STAGES);
-    let outcome = three_steps(&mut unit, &probed).await;
+    // A trace of its own: a unit is what one wants to see the way of.
+    let span = info_span!(parent: None, "unit", layer = probed.layer, unit = probed.unit, job = job.id);
+    let outcome = three_steps(&mut unit, &probed).instrument(span).await;
     unit.end(outcome)
 }
 
