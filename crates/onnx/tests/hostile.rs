@@ -91,7 +91,8 @@ fn picture(rng: &mut Rng) -> (&'static str, Vec<u8>) {
         }
         2 => {
             // The beginning of one format, the rest of another.
-            let (mut first, second) = (whole(rng, format), whole(rng, FORMATS[rng.usize(..FORMATS.len())]));
+            let other = FORMATS[rng.usize(..FORMATS.len())];
+            let (mut first, second) = (whole(rng, format), whole(rng, other));
             first.truncate(rng.usize(4..=first.len().min(40)));
             ("wrong header", [first, second].concat())
         }

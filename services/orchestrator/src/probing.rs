@@ -19,11 +19,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
-use crate::{
-    calls::Calls,
-    models::passed_on,
-    steps::looked_at,
-};
+use crate::{calls::Calls, models::passed_on, steps::looked_at};
 
 /// How a probing set is run.
 #[derive(Debug, Clone, Args)]
