@@ -3,10 +3,11 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-faults test-long k8s-check bench parity lint fmt proto models
+.PHONY: help setup build demo test test-faults test-long fuzz k8s-check bench parity lint fmt proto models
 
 export ORT_DYLIB_PATH ?= $(CURDIR)/third_party/onnxruntime/lib/libonnxruntime.so
 PYTHON ?= python3
+FUZZ_SECONDS ?= 60
 
 # A PostgreSQL server for the tests of what many orchestrators share, in a folder that its own user can reach.
 POSTGRES := /tmp/dnd-postgres-$(shell id -u)
@@ -43,6 +44,12 @@ test-faults: setup ## kill services, orchestrators and PostgreSQL 200 times in t
 k8s-check: setup ## hold k8s/ and deploy/ against Kubernetes' schemas, the code and the programs, without a cluster (part of test)
 	cargo build --workspace --bins --locked
 	scripts/k8s.sh
+
+fuzz: ## fuzz what takes bytes from anyone, FUZZ_SECONDS each (needs a nightly compiler and `cargo install cargo-fuzz`)
+	@for entry in requests pictures networks tokenizers schedulers answers; do \
+		mkdir -p fuzz/corpus/$$entry; \
+		cargo +nightly fuzz run $$entry fuzz/corpus/$$entry fuzz/seeds/$$entry -- -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=4096 -timeout=20; \
+	done
 
 bench: setup ## benchmarks: ratios against a reference in the same run
 	cargo bench --workspace --bench '*' --locked

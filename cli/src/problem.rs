@@ -5,6 +5,8 @@ use std::{fmt, io, path::Path, process::ExitCode};
 use dnd_mesh::Fault;
 use tonic::{Code, Status};
 
+use crate::out::printable;
+
 /// Why a command ended without doing what it was asked to.
 #[derive(Debug)]
 pub(crate) struct Problem {
@@ -69,7 +71,9 @@ pub(crate) async fn unless_interrupted<T>(work: impl Future<Output = Result<T, P
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+        // Some messages have several lines.
+        let lines: Vec<String> = self.message.lines().map(printable).collect();
+        f.write_str(&lines.join("\n"))
     }
 }
 

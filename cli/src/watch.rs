@@ -9,6 +9,8 @@ use std::{
 use dnd_proto::v1::{Stage, StageProgress};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+use crate::out::printable;
+
 /// Between two plain lines.
 const LINES: Duration = Duration::from_secs(5);
 
@@ -52,6 +54,7 @@ impl Watch {
 
     /// Says a line without disturbing the bars.
     pub(crate) fn say(&self, line: &str) {
+        let line = printable(line);
         match self {
             Self::Bars { all, .. } => drop(all.println(line)),
             Self::Lines { .. } => eprintln!("{line}"),

@@ -20,7 +20,7 @@ use crate::{
     args::{MeshArgs, Settings, TargetArgs, units},
     inputs::{Images, TargetFile, absolute},
     mesh::Mesh,
-    out::{self, Folder},
+    out::{self, Folder, printable},
     problem::{INTERRUPTED, Problem, unless_interrupted},
     watch::Watch,
 };
@@ -125,7 +125,7 @@ pub(crate) async fn run(mut args: Args) -> Result<ExitCode, Problem> {
         let mesh = Mesh::open(&args.mesh).await?;
         let (request, skipped) = inputs.request(&mesh, &place).await?;
         for skipped in skipped {
-            eprintln!("skipped {}: {}", skipped.path, skipped.reason);
+            eprintln!("skipped {}: {}", printable(&skipped.path), printable(&skipped.reason));
             folder.skipped(skipped);
         }
         let job = begin(&mesh, request, args.fresh, args.failed).await?;
@@ -343,11 +343,6 @@ pub(crate) fn outcome(unit: &UnitResult) -> String {
         "dead" => "dead: all its activations are equal".to_owned(),
         state => format!("{state}: {} ({})", printable(&unit.message), unit.reason),
     }
-}
-
-/// Text of models for a terminal: without control characters.
-pub(crate) fn printable(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).collect()
 }
 
 /// Labels a unit of each layer on a few of the pictures and reckons from that.

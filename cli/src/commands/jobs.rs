@@ -13,8 +13,14 @@ use dnd_proto::v1::{
 use indicatif::HumanDuration;
 use serde::Serialize;
 
-use super::dissect::{What, begin, export, outcome, printable};
-use crate::{args::JobsArgs, mesh::Mesh, out::Folder, problem::Problem, watch};
+use super::dissect::{What, begin, export, outcome};
+use crate::{
+    args::JobsArgs,
+    mesh::Mesh,
+    out::{Folder, printable},
+    problem::Problem,
+    watch,
+};
 
 /// Jobs of an orchestrator (--endpoint), or of a data folder (--data).
 #[derive(Debug, clap::Subcommand)]

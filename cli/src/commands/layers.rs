@@ -9,6 +9,7 @@ use crate::{
     args::{MeshArgs, TargetFlags},
     inputs::TargetFile,
     mesh::activation_alone,
+    out::printable,
     problem::Problem,
 };
 
@@ -31,7 +32,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
     let (mut activation, _local) = activation_alone(&mesh).await?;
     let described = activation.describe_target(DescribeTargetRequest { target: Some(target), asked: Vec::new() }).await?.into_inner();
     for warning in &described.warnings {
-        eprintln!("warning: {warning}");
+        eprintln!("warning: {}", printable(warning));
     }
     if args.json {
         let text = serde_json::to_string_pretty(&described).map_err(|e| Problem::failure(e.to_string()))?;
@@ -41,7 +42,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
     let width = described.layers.iter().map(|layer| layer.name.len()).max().unwrap_or(0).max(5);
     println!("{:<width$}  {:>6}  {:>12}  operator", "layer", "units", "map");
     for layer in &described.layers {
-        println!("{:<width$}  {:>6}  {:>12}  {}", layer.name, layer.units, map(layer), layer.operator);
+        println!("{:<width$}  {:>6}  {:>12}  {}", printable(&layer.name), layer.units, map(layer), printable(&layer.operator));
     }
     if let Some(preprocessing) = &described.preprocessing {
         println!("input {} x {}; pre-processing: {}", preprocessing.height, preprocessing.width, described.preprocessing_source);

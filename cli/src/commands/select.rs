@@ -16,7 +16,7 @@ use crate::{
     args::{MeshArgs, Settings, TargetArgs},
     inputs::{Images, TargetFile},
     mesh::Mesh,
-    out,
+    out::{self, printable},
     problem::Problem,
     watch::Watch,
 };
@@ -61,7 +61,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
         }
         (None, Some(images)) => {
             let (set, skipped) = images.give(&mesh).await?;
-            skipped.iter().for_each(|skipped| eprintln!("skipped {}: {}", skipped.path, skipped.reason));
+            skipped.iter().for_each(|skipped| eprintln!("skipped {}: {}", printable(&skipped.path), printable(&skipped.reason)));
             From::ProbingSet(set)
         }
         (None, None) => return Err(Problem::input("neither --images nor --from is given")),
@@ -92,7 +92,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
     watch.end();
     let unit = result.ok_or_else(|| Problem::failure("the mesh ended the selection without a result"))?;
     for warning in &unit.warnings {
-        eprintln!("warning: {warning}");
+        eprintln!("warning: {}", printable(warning));
     }
     if unit.state() != UnitState::Labelled {
         return Err(Problem::failure(format!("{} unit {}: {}", unit.layer, unit.unit, unit.message)));
@@ -103,7 +103,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
 
 fn print(unit: &UnitResult) {
     let width = unit.concepts.iter().map(|concept| concept.concept.chars().count()).max().unwrap_or(7).max(7);
-    println!("{} unit {}", unit.layer, unit.unit);
+    println!("{} unit {}", printable(&unit.layer), unit.unit);
     println!("{:<width$}  {:>8}  {:>8}  {:>12}  {:>14}  best ranks", "concept", "score", "mean", "topk_squared", "image_products");
     for concept in &unit.concepts {
         let mut ranks: Vec<u32> = concept.pictures.iter().map(|picture| picture.rank).filter(|rank| *rank > 0).collect();
@@ -112,13 +112,13 @@ fn print(unit: &UnitResult) {
         match (concept.score, &concept.scores) {
             (Some(score), Some(scores)) => println!(
                 "{:<width$}  {score:>8.3}  {:>8.2}  {:>12.1}  {:>14.4}  {}",
-                concept.concept,
+                printable(&concept.concept),
                 scores.mean,
                 scores.topk_squared,
                 scores.image_products,
                 ranks.join(" ")
             ),
-            _ => println!("{:<width$}  none of its pictures can be used", concept.concept),
+            _ => println!("{:<width$}  none of its pictures can be used", printable(&concept.concept)),
         }
     }
 }

@@ -53,7 +53,8 @@ pub(crate) async fn run(args: Args, log: &str) -> Result<ExitCode, Problem> {
     if !suite.notice.is_empty() {
         eprintln!("{}: {}", suite.name, suite.notice);
     }
-    let Args { data, engine, activation, captioner, orchestrator, llm, tls, access, .. } = args;
+    let Args { data, engine, mut activation, captioner, orchestrator, llm, tls, access, .. } = args;
+    activation.remote = !args.listen.ip().is_loopback();
     let mesh = MeshArgs { models: None, endpoint: None, data, engine, activation, captioner, orchestrator, llm, token_file: None, tls: TlsArgs::default() };
     let local = LocalMesh::new(&mesh, WorksOn::AllJobs).await?;
     let serve = ServeArgs { listen: args.listen, grace: args.grace, log: log.to_owned(), otlp: None, port_file: args.port_file, tls, access };

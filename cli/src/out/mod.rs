@@ -338,6 +338,11 @@ fn cell(text: &str) -> String {
     if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{text}") } else { text.to_owned() }
 }
 
+/// Text of models, files and other machines for a terminal: without what would move its cursor, change its colours, or turn the order of letters round.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() && !matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')).collect()
+}
+
 /// Takes away what is named by a digest and is not among these: pictures of a run whose results were replaced.
 fn remove_pictures(folder: &Path, but: &HashSet<String>) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
@@ -381,6 +386,12 @@ mod tests {
     fn a_cell_is_never_a_formula() {
         assert_eq!(cell("=HYPERLINK(\"http://x\")"), "'=HYPERLINK(\"http://x\")");
         assert_eq!(cell("red - stripes"), "red - stripes");
+    }
+
+    #[test]
+    fn what_is_printed_does_nothing_to_a_terminal() {
+        assert_eq!(printable("\u{1b}]0;title\u{7}\u{1b}[31mred\u{9b}2J \u{202e}dogs\r\n"), "]0;title[31mred2J dogs");
+        assert_eq!(printable("Ω 图, naïve"), "Ω 图, naïve");
     }
 
     #[test]

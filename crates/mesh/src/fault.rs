@@ -6,7 +6,7 @@ use prost::Message as _;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::tls;
+use crate::{MAX_TEXT_BYTES, tls};
 
 /// The domain of the reasons in google.rpc.ErrorInfo.
 pub const DOMAIN: &str = "dnd.v1";
@@ -94,6 +94,17 @@ impl From<Fault> for Status {
         }
         Status::with_error_details(fault.code, fault.message, details)
     }
+}
+
+/// Refuses a text of a request that has no words, or too many.
+pub fn check_text(field: impl Into<String>, text: &str) -> Result<(), Fault> {
+    if text.trim().is_empty() {
+        return Err(Fault::field(field, "empty; it has words"));
+    }
+    if text.len() > MAX_TEXT_BYTES {
+        return Err(Fault::field(field, format!("{} bytes; at most {MAX_TEXT_BYTES} are read", text.len())));
+    }
+    Ok(())
 }
 
 /// The stable reason of a status, if a service of the mesh made it.

@@ -32,5 +32,8 @@ pub use slot::Slot;
 /// Bytes of one message at most, both ways: an encoded picture and a little more. Beyond it a call ends with OUT_OF_RANGE.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
+/// Bytes of one text of a request at most: a concept, a caption, a description.
+pub const MAX_TEXT_BYTES: usize = 16 << 10;
+
 /// Bytes of one encoded picture at most.
 pub const MAX_PICTURE_BYTES: usize = 48 << 20;

@@ -1,6 +1,7 @@
 //! Graph surgery: any intermediate value of a network's file as an output, and nothing computed that is not needed for it.
 
 mod axes;
+mod check;
 mod input;
 
 use std::{
@@ -100,6 +101,7 @@ impl Network {
         if model.graph.as_ref().is_none_or(|graph| graph.node.is_empty() || graph.output.is_empty()) {
             return Err(not_onnx());
         }
+        check::check(&model).map_err(|problem| Error::file(path, problem))?;
         Ok(Self { model, folder: path.parent().unwrap_or(Path::new("")).to_owned() })
     }
 
@@ -223,7 +225,8 @@ impl Network {
         Ok(model.encode_to_vec())
     }
 
-    /// Files of external data that the network's tensors name, relative to [`Self::folder`], which they may not lead out of, and how many bytes each has at least.
+    /// Files of external data that the network's tensors name, relative to [`Self::folder`], which they may not lead out of, by links neither, and how many bytes
+    /// each has at least.
     pub fn external_files(&self) -> Result<BTreeMap<PathBuf, u64>, Error> {
         let mut tensors = Vec::new();
         tensors_of(self.graph()?, &mut tensors);
@@ -233,7 +236,8 @@ impl Network {
             let entry = |key: &str| tensor.external_data.iter().find(|entry| entry.key() == key).map(|entry| entry.value());
             let Some(location) = entry("location") else { continue };
             let file = PathBuf::from(location);
-            if !file.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
+            let inside = file.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) && !self.leads_out(&file);
+            if !inside {
                 return Err(Error::Graph(format!("external data in {location:?}, which is not inside of the network's folder")));
             }
             let number = |key: &str| entry(key).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
@@ -241,6 +245,16 @@ impl Network {
             *least = (*least).max(number("offset").saturating_add(number("length")));
         }
         Ok(files)
+    }
+
+    /// Whether a file of the folder is a link to one outside of it.
+    fn leads_out(&self, file: &Path) -> bool {
+        let folder = if self.folder.as_os_str().is_empty() { Path::new(".") } else { &self.folder };
+        match (folder.canonicalize(), folder.join(file).canonicalize()) {
+            (Ok(folder), Ok(file)) => !file.starts_with(folder),
+            // What is not there leads nowhere.
+            _ => false,
+        }
     }
 }
 
@@ -370,22 +384,28 @@ fn add_float(graph: &mut GraphProto, want: &Wanted) -> Result<(), Error> {
 }
 
 /// The values that hold a quantised value's scale and zero point: what its node wrote it with, or that of what its node only moved or picked.
-fn quantization<'g>(graph: &'g GraphProto, value: &str) -> Option<(&'g str, Option<&'g str>)> {
-    let node = graph.node.iter().find(|node| node.output.iter().any(|output| output == value))?;
-    let scale = match node.op_type() {
-        "QuantizeLinear" => 1,
-        "QLinearConv" | "QLinearMatMul" | "QLinearAdd" | "QLinearMul" => 6,
-        "QGemm" => 7,
-        "QLinearSigmoid" | "QLinearLeakyRelu" | "QLinearSoftmax" | "QLinearAveragePool" | "QLinearGlobalAveragePool" | "QLinearReduceMean" => 3,
-        "QLinearConcat" => 0,
-        "Identity" | "MaxPool" | "Reshape" | "Flatten" | "Transpose" | "Squeeze" | "Unsqueeze" | "Slice" | "Gather" | "Split" | "DepthToSpace"
-        | "SpaceToDepth" => {
-            return quantization(graph, node.input.first()?);
-        }
-        _ => return None,
-    };
-    let named = |place: usize| node.input.get(place).map(String::as_str).filter(|name| !name.is_empty());
-    Some((named(scale)?, named(scale + 1)))
+fn quantization<'g>(graph: &'g GraphProto, value: &'g str) -> Option<(&'g str, Option<&'g str>)> {
+    let mut value = value;
+    // Each step goes to an earlier node.
+    for _ in &graph.node {
+        let node = graph.node.iter().find(|node| node.output.iter().any(|output| output == value))?;
+        let scale = match node.op_type() {
+            "QuantizeLinear" => 1,
+            "QLinearConv" | "QLinearMatMul" | "QLinearAdd" | "QLinearMul" => 6,
+            "QGemm" => 7,
+            "QLinearSigmoid" | "QLinearLeakyRelu" | "QLinearSoftmax" | "QLinearAveragePool" | "QLinearGlobalAveragePool" | "QLinearReduceMean" => 3,
+            "QLinearConcat" => 0,
+            "Identity" | "MaxPool" | "Reshape" | "Flatten" | "Transpose" | "Squeeze" | "Unsqueeze" | "Slice" | "Gather" | "Split" | "DepthToSpace"
+            | "SpaceToDepth" => {
+                value = node.input.first()?;
+                continue;
+            }
+            _ => return None,
+        };
+        let named = |place: usize| node.input.get(place).map(String::as_str).filter(|name| !name.is_empty());
+        return Some((named(scale)?, named(scale + 1)));
+    }
+    None
 }
 
 fn add_reduction(graph: &mut GraphProto, want: &Wanted, summary: Summary, opset: i64) {

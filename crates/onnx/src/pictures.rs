@@ -17,6 +17,11 @@ use crate::{
     resize::{Filter, resize},
 };
 
+/// Bytes of a decoded picture and what its decoder holds beside it, metadata too, at most: of 64 million pixels with four channels of 16 bits.
+const MOST_DECODED: u64 = 512 << 20;
+/// Scans of a JPEG at most: each is a pass over the whole picture. Progressive ones have about ten.
+const MOST_SCANS: usize = 64;
+
 /// What a picture may hold before it is decoded.
 #[derive(Debug, Clone, Copy)]
 pub struct PictureLimits {
@@ -89,13 +94,20 @@ fn decode_whole(bytes: &[u8], limits: PictureLimits) -> Result<RgbImage, Error> 
         return Err(Error::Picture(format!("{} bytes; at most {} are read", bytes.len(), limits.bytes)));
     }
     let unreadable = |e: image::ImageError| Error::Picture(format!("not a picture that can be read: {e}"));
-    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| Error::Picture(e.to_string()))?;
+    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| Error::Picture(e.to_string()))?;
+    let mut held = image::Limits::no_limits();
+    held.max_alloc = Some(MOST_DECODED);
+    reader.limits(held);
     if reader.format().is_none() {
         return Err(Error::Picture("not a picture: the contents are in no known format (PNG, JPEG, WebP, GIF, BMP, TIFF, PNM)".to_owned()));
     }
     // The decoder fills what is missing of a JPEG with grey, and says nothing.
-    if reader.format() == Some(ImageFormat::Jpeg) && !ends(bytes) {
-        return Err(Error::Picture("not a picture that can be read: the JPEG ends too early".to_owned()));
+    if reader.format() == Some(ImageFormat::Jpeg) {
+        match scans(bytes) {
+            None => return Err(Error::Picture("not a picture that can be read: the JPEG ends too early".to_owned())),
+            Some(scans) if scans > MOST_SCANS => return Err(Error::Picture(format!("a JPEG of {scans} scans; at most {MOST_SCANS} are decoded"))),
+            Some(_) => {}
+        }
     }
     let mut decoder = reader.into_decoder().map_err(unreadable)?;
     let (width, height) = decoder.dimensions();
@@ -106,25 +118,30 @@ fn decode_whole(bytes: &[u8], limits: PictureLimits) -> Result<RgbImage, Error> 
     if pixels == 0 {
         return Err(Error::Picture(format!("{width} x {height}: no pixels")));
     }
+    if decoder.total_bytes() > MOST_DECODED {
+        return Err(Error::Picture(format!("it would take {} bytes; at most {MOST_DECODED} are decoded", decoder.total_bytes())));
+    }
     let orientation = decoder.orientation().map_err(unreadable)?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(unreadable)?;
     picture.apply_orientation(orientation);
     Ok(picture.into_rgb8())
 }
 
-/// Whether a JPEG goes on until its end marker; what comes after that, such as a phone's film, is none of its own.
-fn ends(jpeg: &[u8]) -> bool {
+/// The scans of a JPEG that goes on until its end marker; what comes after that, such as a phone's film, is none of its own.
+fn scans(jpeg: &[u8]) -> Option<usize> {
     let mut rest = jpeg;
+    let mut scans = 0;
     loop {
         // To the next marker: over what a scan holds (in which a byte of 255 is followed by 0 or a restart), fill bytes, and stray ones.
-        let Some(at) = rest.windows(2).position(|pair| pair[0] == 0xFF && !matches!(pair[1], 0x00 | 0x01 | 0xD0..=0xD8 | 0xFF)) else { return false };
+        let at = rest.windows(2).position(|pair| pair[0] == 0xFF && !matches!(pair[1], 0x00 | 0x01 | 0xD0..=0xD8 | 0xFF))?;
         let (marker, after) = (rest[at + 1], &rest[at + 2..]);
-        if marker == 0xD9 {
-            return true;
+        match marker {
+            0xD9 => return Some(scans),
+            0xDA => scans += 1,
+            _ => {}
         }
-        let Some(&[high, low]) = after.first_chunk() else { return false };
-        let Some(next) = after.get(usize::from(u16::from_be_bytes([high, low]))..) else { return false };
-        rest = next;
+        let &[high, low] = after.first_chunk()?;
+        rest = after.get(usize::from(u16::from_be_bytes([high, low]))..)?;
     }
 }
 
@@ -148,6 +165,8 @@ pub struct Seen {
     pub height: f64,
 }
 
+/// Pixels of a network's input at most.
+const MOST_INPUT: u32 = 1 << 24;
 /// Pixels of a resized picture at most.
 const MOST_RESIZED: u64 = 1 << 26;
 
@@ -193,6 +212,9 @@ impl Preprocessor {
         let (width, height) = (said.width, said.height);
         if !(1..=16_384).contains(&width) || !(1..=16_384).contains(&height) {
             return Err(wrong("height, width", format!("{height} x {width}; each is 1 to 16384")));
+        }
+        if height * width > MOST_INPUT {
+            return Err(wrong("height, width", format!("{height} x {width}; together at most {MOST_INPUT} pixels")));
         }
         let resize = match said.resize_mode() {
             ResizeMode::Unspecified | ResizeMode::Squash => Resize::Squash,

@@ -42,7 +42,8 @@ fn main() -> Result<()> {
 }
 
 async fn run(args: Args) -> Result<()> {
-    let Args { data, objects, engine, options, serve } = args;
+    let Args { data, objects, engine, mut options, serve } = args;
+    options.remote = !serve.listen.ip().is_loopback();
     let blobs = match &data {
         Some(folder) => Blobs::open(folder).with_context(|| format!("can't keep uploads in {}", folder.display()))?,
         None => Blobs::temporary().context("can't make a folder for uploads")?,

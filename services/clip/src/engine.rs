@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use dnd_mesh::{
-    Fault,
+    Fault, MAX_TEXT_BYTES,
     batch::{self, Batcher, Limits, Stop, Worker},
 };
 use dnd_onnx::{
@@ -98,6 +98,9 @@ impl Clip {
 
     /// Embeds a text, cut where it is longer than the model takes.
     pub async fn text(&self, text: String) -> Result<Embedding, Fault> {
+        if text.len() > MAX_TEXT_BYTES {
+            return Err(Fault::field("text", format!("{} bytes; at most {MAX_TEXT_BYTES} are read", text.len())));
+        }
         self.texts.submit(text).await
     }
 }

@@ -1,6 +1,6 @@
 //! DiffusionService over a [`Diffusion`].
 
-use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, Slot, items, server::Services};
+use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, Slot, fault::check_text, items, server::Services};
 use dnd_method::parameters::Parameters;
 use dnd_proto::v1::{
     DiffusionServiceGetModelRequest, DiffusionServiceGetModelResponse, GenerateRequest, GenerateResponse,
@@ -52,9 +52,7 @@ impl DiffusionService for Server {
 
 async fn draw(diffusion: &Diffusion, request: GenerateRequest) -> Result<Drawing, Fault> {
     let defaults = Parameters::default();
-    if request.concept.trim().is_empty() {
-        return Err(Fault::field("concept", "empty; there is nothing to draw"));
-    }
+    check_text("concept", &request.concept)?;
     let steps = request.num_inference_steps.unwrap_or(defaults.num_inference_steps);
     if !(1..=MOST_STEPS).contains(&steps) {
         return Err(Fault::field("num_inference_steps", format!("{steps}; it is 1 to {MOST_STEPS}")));

@@ -2,7 +2,7 @@
 
 use std::{pin::pin, sync::Arc};
 
-use dnd_mesh::{Fault, blobs::storage, items, parameters};
+use dnd_mesh::{Fault, blobs::storage, fault::check_text, items, parameters};
 use dnd_method::answers;
 use dnd_proto::v1::{
     DissectRequest, JobAccepted, LayerUnits, ProbedUnit, ProbingSet, SelectConceptRequest, SelectConceptResponse, Stage, StageProgress, StoredImages,
@@ -49,9 +49,7 @@ impl Selection {
         if request.concepts.is_empty() || request.concepts.len() > MOST_CONCEPTS {
             return Err(Fault::field("concepts", format!("{} concepts; 1 to {MOST_CONCEPTS} can compete", request.concepts.len())));
         }
-        if let Some(i) = request.concepts.iter().position(|concept| concept.trim().is_empty()) {
-            return Err(Fault::field(format!("concepts[{i}]"), "empty; a concept has words"));
-        }
+        request.concepts.iter().enumerate().try_for_each(|(i, concept)| check_text(format!("concepts[{i}]"), concept))?;
         let candidates = answers::given_candidates(&request.concepts).map_err(|e| Fault::field("concepts", e.to_string()))?;
         let layers = [LayerUnits { layer: request.layer, units: vec![request.unit] }];
         let (probing_set, stored) = match request.images {

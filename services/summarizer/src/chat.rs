@@ -120,9 +120,14 @@ impl ChatTemplate {
 }
 
 /// What transformers gives to a template.
+/// Instructions of a rendering at most; one of a long conversation takes some thousands.
+const MOST_WORK: u64 = 10_000_000;
+
 fn environment(template: &str) -> Result<Environment<'static>, minijinja::Error> {
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    // A template of loops within loops would not end.
+    environment.set_fuel(Some(MOST_WORK));
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_filter("tojson", to_json);
     environment.add_function("strftime_now", strftime_now);

@@ -1,6 +1,6 @@
 //! SummaryService over a [`Summarizer`].
 
-use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, Slot, items, server::Services};
+use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, Slot, fault::check_text, items, server::Services};
 use dnd_method::{parameters::Parameters, prompts};
 use dnd_proto::v1::{
     Answer, Sampling, SimplifyRequest, SimplifyResponse, SummarizeRequest, SummarizeResponse, SummaryServiceGetModelRequest, SummaryServiceGetModelResponse,
@@ -73,9 +73,7 @@ impl SummaryService for Server {
 }
 
 async fn simplify(summarizer: &Summarizer, request: SimplifyRequest) -> Result<Answer, Fault> {
-    if request.caption.trim().is_empty() {
-        return Err(Fault::field("caption", "empty; there is nothing to simplify"));
-    }
+    check_text("caption", &request.caption)?;
     ask(summarizer, prompts::simplify(&request.caption), 0, request.sampling).await
 }
 
@@ -84,9 +82,7 @@ async fn summarize(summarizer: &Summarizer, request: SummarizeRequest) -> Result
     if descriptions.is_empty() || descriptions.len() > MOST_DESCRIPTIONS {
         return Err(Fault::field("descriptions", format!("{} of them; 1 to {MOST_DESCRIPTIONS} can be summarised", descriptions.len())));
     }
-    if let Some(i) = descriptions.iter().position(|d| d.trim().is_empty()) {
-        return Err(Fault::field(format!("descriptions[{i}]"), "empty; a description has words"));
-    }
+    descriptions.iter().enumerate().try_for_each(|(i, description)| check_text(format!("descriptions[{i}]"), description))?;
     let messages = if request.without_examples { prompts::summarize_again(descriptions) } else { prompts::summarize(descriptions) };
     ask(summarizer, messages, request.attempt, request.sampling).await
 }

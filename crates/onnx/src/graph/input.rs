@@ -15,6 +15,11 @@ use crate::{
     },
 };
 
+/// The longest side of a network's input.
+const LONGEST_SIDE: u32 = 16_384;
+/// Pictures of a batch that a graph fixes at most.
+const MOST_PICTURES: i64 = 1024;
+
 /// What a caller says of a network's inputs.
 #[derive(Debug, Clone, Default)]
 pub struct Given {
@@ -109,7 +114,13 @@ impl Network {
                 if channels.is_some_and(|n| n != 3) {
                     return Err(wrong("pictures are given as N x 3 x height x width, or as N x height x width x 3"));
                 }
-                (batch, height.zip(width).map(|(h, w)| (h as u32, w as u32)), data_format)
+                let side = |side: i64| u32::try_from(side).ok().filter(|side| *side <= LONGEST_SIDE);
+                let size = height.zip(width).map(|(height, width)| side(height).zip(side(width)));
+                let too_large = format!("sides are at most {LONGEST_SIDE}, and a batch {MOST_PICTURES} pictures");
+                if batch.is_some_and(|batch| batch > MOST_PICTURES) || size == Some(None) {
+                    return Err(wrong(&too_large));
+                }
+                (batch, size.flatten(), data_format)
             }
             Some(_) => return Err(wrong("pictures are given as N x 3 x height x width, or as N x height x width x 3")),
         };

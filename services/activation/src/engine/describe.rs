@@ -22,6 +22,9 @@ const TRIAL_BATCH: usize = 2;
 /// Tokens before the patches at most: a class token, a distillation token, registers.
 const MOST_PREFIX_TOKENS: usize = 16;
 
+/// Pixels of a batch that a network fixes at most.
+const MOST_INPUT_PIXELS: usize = 1 << 26;
+
 /// A layer whose units can be asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LayerInfo {
@@ -175,6 +178,9 @@ pub(crate) fn trial(network: &Network, input: &Input, options: &proto::TargetOpt
 /// The types and shapes of all outputs that are tensors, on blank pictures.
 fn values(session: &mut Session, input: &Input, size: (u32, u32), batch: usize) -> Result<HashMap<String, (TensorElementType, Vec<usize>)>, Error> {
     let (height, width) = (size.0 as usize, size.1 as usize);
+    if batch * height * width > MOST_INPUT_PIXELS {
+        return Err(Error::Graph(format!("it takes {batch} pictures of {height} x {width} at a time; that is more than {MOST_INPUT_PIXELS} pixels together")));
+    }
     let blank = Tensor::from_array(([batch, 3, height, width], vec![0.0_f32; batch * 3 * height * width]))?;
     let outputs = session.run(vec![(input.fed(), blank)])?;
     let tensor = |value: &ValueType| match value {

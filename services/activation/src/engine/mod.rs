@@ -19,6 +19,7 @@ use clap::{Args, builder::RangedU64ValueParser};
 use dnd_mesh::{
     Fault,
     blobs::{self, Blobs},
+    uri::Roots,
 };
 use dnd_onnx::{
     Error,
@@ -51,11 +52,17 @@ pub struct ActivationArgs {
     /// Pixels of a picture at most; larger ones are skipped
     #[arg(long, env = "DND_MAX_PIXELS", default_value_t = PictureLimits::default().pixels, value_parser = RangedU64ValueParser::<u64>::new().range(1..=PictureLimits::default().pixels))]
     pub max_pixels: u64,
+    /// Folder in which requests may name files by `file:` URIs; may be given several times, in the variable with colons between. By default any file for callers of this machine, and none for others
+    #[arg(long = "root", env = "DND_ROOT", value_name = "DIR", value_delimiter = ':')]
+    pub roots: Vec<PathBuf>,
+    /// Whether callers may be of other machines
+    #[arg(skip)]
+    pub remote: bool,
 }
 
 impl Default for ActivationArgs {
     fn default() -> Self {
-        Self { targets: DEFAULT_TARGETS, map_memory: 256, max_pixels: PictureLimits::default().pixels }
+        Self { targets: DEFAULT_TARGETS, map_memory: 256, max_pixels: PictureLimits::default().pixels, roots: Vec::new(), remote: false }
     }
 }
 
@@ -64,6 +71,7 @@ pub struct Activation {
     args: EngineArgs,
     limits: ActivationArgs,
     blobs: Arc<Blobs>,
+    roots: Roots,
     digests: Cache<FileState, String>,
     networks: Cache<(PathBuf, String), Network>,
     described: Cache<String, Described>,
@@ -120,6 +128,7 @@ impl Activation {
         let targets = limits.targets;
         Self {
             args,
+            roots: Roots::new(&limits.roots, !limits.remote),
             limits,
             blobs,
             digests: Cache::new(DIGESTS),
@@ -154,8 +163,8 @@ impl Activation {
     /// The pictures of a set; listed once for calls in a row.
     pub(crate) async fn set(&self, said: Option<proto::ProbingSet>) -> Result<Arc<ProbingSet>, Fault> {
         let said = said.ok_or_else(|| Fault::field("probing_set", "not set; say where the pictures are"))?;
-        let blobs = Arc::clone(&self.blobs);
-        self.sets.get(said.encode_to_vec(), || blocking(move || ProbingSet::open(&said, &blobs))).await
+        let (blobs, roots) = (Arc::clone(&self.blobs), self.roots.clone());
+        self.sets.get(said.encode_to_vec(), || blocking(move || ProbingSet::open(&said, &blobs, &roots))).await
     }
 
     /// Lists a set anew, as a probing pass does: files may have come since.
@@ -178,7 +187,8 @@ impl Activation {
             };
             return self.blobs.path(&target.digest).await.map_err(blobs::storage)?.ok_or_else(missing);
         }
-        probing_set::local_path(&target.uri, "target.uri")
+        let (roots, uri) = (self.roots.clone(), target.uri.clone());
+        blocking(move || roots.find(&uri, "target.uri")).await
     }
 
     /// The digest of a file, read once while it stays as it is.

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use dnd_mesh::{
     Fault,
     blobs::{Blobs, storage},
-    uri,
+    uri::Roots,
 };
 use dnd_onnx::pictures;
 use dnd_proto::v1::{self as proto, ListedPicture, PictureList, probing_source::Source};
@@ -76,7 +76,7 @@ impl Picture {
 
 impl ProbingSet {
     /// Lists the pictures of a set. Blocking.
-    pub(crate) fn open(said: &proto::ProbingSet, blobs: &Blobs) -> Result<Self, Fault> {
+    pub(crate) fn open(said: &proto::ProbingSet, blobs: &Blobs, roots: &Roots) -> Result<Self, Fault> {
         let sources = &said.sources;
         if sources.is_empty() || sources.len() > MOST_SOURCES {
             return Err(Fault::field("probing_set.sources", format!("{} sources; a probing set has 1 to {MOST_SOURCES}", sources.len())));
@@ -85,7 +85,7 @@ impl ProbingSet {
         for (i, source) in sources.iter().enumerate() {
             let field = format!("probing_set.sources[{i}]");
             let mut found = match &source.source {
-                Some(Source::Uri(uri)) => from_uri(uri, &field, &mut unreadable)?,
+                Some(Source::Uri(uri)) => from_uri(uri, &field, roots, &mut unreadable)?,
                 Some(Source::ListDigest(digest)) => from_list(digest, &field, blobs)?,
                 None => return Err(Fault::field(field, "neither uri nor list_digest is set")),
             };
@@ -122,17 +122,12 @@ impl ProbingSet {
     }
 }
 
-/// The path of a `file:` URI.
-pub(crate) fn local_path(uri: &str, field: &str) -> Result<PathBuf, Fault> {
-    uri::to_file(uri).ok_or_else(|| Fault::field(field, format!("{uri:?}: this service reads uploads and URIs of its own files, such as file:///data/photos")))
-}
-
-fn from_uri(uri: &str, field: &str, unreadable: &mut Vec<(String, String)>) -> Result<Vec<Picture>, Fault> {
+fn from_uri(uri: &str, field: &str, roots: &Roots, unreadable: &mut Vec<(String, String)>) -> Result<Vec<Picture>, Fault> {
     let field = format!("{field}.uri");
-    let path = local_path(uri, &field)?;
+    let path = roots.find(uri, &field)?;
     let not_readable = |error: &dyn std::fmt::Display| Fault::new(Code::InvalidArgument, "UNREADABLE_SOURCE", format!("{}: {error}", path.display()));
     if path.is_dir() {
-        folder(&path, unreadable).map_err(|e| not_readable(&e))
+        folder(&path, roots, unreadable).map_err(|e| not_readable(&e))
     } else if path.extension().is_some_and(|e| e == "tar") && path.is_file() {
         tar(&path).map_err(|e| not_readable(&e))
     } else if path.exists() {
@@ -142,10 +137,12 @@ fn from_uri(uri: &str, field: &str, unreadable: &mut Vec<(String, String)>) -> R
     }
 }
 
-fn folder(root: &Path, unreadable: &mut Vec<(String, String)>) -> io::Result<Vec<Picture>> {
+fn folder(root: &Path, roots: &Roots, unreadable: &mut Vec<(String, String)>) -> io::Result<Vec<Picture>> {
     let listing = pictures::in_folder(root)?;
     unreadable.extend(listing.unreadable);
-    Ok(listing.pictures.into_iter().map(|(path, file)| Picture { path, place: Place::File(file) }).collect())
+    let (inside, outside): (Vec<_>, Vec<_>) = listing.pictures.into_iter().partition(|(_, file)| roots.hold(file));
+    unreadable.extend(outside.into_iter().map(|(path, _)| (path, "a link that leads out of the folders that are read".to_owned())));
+    Ok(inside.into_iter().map(|(path, file)| Picture { path, place: Place::File(file) }).collect())
 }
 
 fn tar(path: &Path) -> io::Result<Vec<Picture>> {

@@ -195,6 +195,9 @@ impl Scheduler {
         if !(2..=100_000).contains(&train) {
             return Err(format!("num_train_timesteps {train}: it is 2 to 100000"));
         }
+        if config.steps_offset > train {
+            return Err(format!("steps_offset {}: it is 0 to num_train_timesteps, {train}", config.steps_offset));
+        }
         let prediction = match config.prediction_type.as_str() {
             "epsilon" => Prediction::Epsilon,
             "v_prediction" => Prediction::Velocity,
