@@ -313,7 +313,7 @@ fn hostile(rng: &mut Rng, folder: &Path) -> (&'static str, Vec<u8>) {
             // A long chain, as deep as a recursion over it would be.
             graph.node.clear();
             graph.node.push(node("Identity", &["picture"], "chain0"));
-            for i in 1..rng.usize(1000..20_000) {
+            for i in 1..rng.usize(1000..4000) {
                 graph.node.push(node("Identity", &[&format!("chain{}", i - 1)], &format!("chain{i}")));
             }
             graph.output = vec![ValueInfoProto { name: graph.node.last().unwrap().output.first().cloned(), ..Default::default() }];
