@@ -53,7 +53,7 @@ class Up:
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(60)
+        self.process.wait(120)
         self.process.stdout.close()
 
     def dissect(self, folder, units):
