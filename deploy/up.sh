@@ -135,10 +135,12 @@ serve() {
   keep "$name" "$bin/dnd-$name" --listen "127.0.0.1:$at" "${admin[@]}" "$@"
 }
 
-# Whether a service is ready; one without a port for that says it in its log.
+# Whether a service is ready; one without a port for that says it in its log, and a gateway has nothing to load.
 ready() {
   if has "dnd-$1" --admin; then
     answers $((port + $2 + 10))
+  elif [ "$1" = gateway ]; then
+    ! free $((port + $2))
   else
     grep -qs '"message":"serving"' "$data/log/$1.log"
   fi

@@ -143,6 +143,8 @@ def test_addresses_lead_to_services_and_are_encrypted_where_they_are(overlay):
 @pytest.mark.parametrize(("overlay", "workload"), served())
 def test_probes_ask_the_admin_port(overlay, workload):
     container = containers(workload)[0]
+    said = help_of(*program_of(container))
+    assert said is None or says(said, "--admin") or "--admin" in PENDING, "it has such a port"
     assert container["startupProbe"]["httpGet"] == {"path": "/readyz", "port": "admin"}
     assert container["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "admin"}
     assert container["readinessProbe"]["grpc"] == {"port": 9090}
