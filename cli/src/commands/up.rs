@@ -19,10 +19,13 @@ pub(crate) struct Args {
     /// Address to listen on
     #[arg(long, env = "DND_LISTEN", default_value = "127.0.0.1:50051")]
     listen: SocketAddr,
+    /// Address of the admin port, which serves plain HTTP: /livez, /readyz, /metrics and gRPC health, and nothing else; none unless it is given
+    #[arg(long, env = "DND_ADMIN", value_name = "ADDRESS")]
+    admin: Option<SocketAddr>,
     /// Seconds that running calls get to end after SIGTERM or Ctrl-C
     #[arg(long, env = "DND_GRACE", default_value_t = 20)]
     grace: u64,
-    /// Write the address that is listened on to this file, once the port is open
+    /// Write the address that is listened on to this file, once the port is open; beside it, to FILE.admin, that of the admin port
     #[arg(long, hide = true)]
     port_file: Option<PathBuf>,
     /// Folder of the model suite
@@ -51,7 +54,7 @@ pub(crate) async fn run(args: Args, log: &str) -> Result<ExitCode, Problem> {
     let Args { data, engine, activation, captioner, orchestrator, llm, .. } = args;
     let mesh = MeshArgs { models: None, endpoint: None, data, engine, activation, captioner, orchestrator, llm };
     let local = LocalMesh::new(&mesh).await?;
-    let serve = ServeArgs { listen: args.listen, grace: args.grace, log: log.to_owned(), port_file: args.port_file };
+    let serve = ServeArgs { listen: args.listen, admin: args.admin, grace: args.grace, log: log.to_owned(), port_file: args.port_file };
     let (engines, blobs) = (local.engines.clone(), local.blobs.clone());
     let load = move || engines.load(&suite, &mesh, blobs);
     server::serve(&serve, local.services.clone(), load).await.map_err(|error| match error {

@@ -1,17 +1,20 @@
 //! What every server and every client of the mesh shares.
 //!
 //! A service is made of its tonic server, the [`Slot`] that its model goes into once it has loaded, and [`server::serve`], which puts
-//! the same stack of layers, health, reflection and shutdown around each. Work that a model does goes through a [`batch::Batcher`];
-//! streams of items are answered by [`items::answer`].
+//! the same stack of layers, health, metrics, reflection and shutdown around each. Work that a model does goes through a [`batch::Batcher`];
+//! streams of items are answered by [`items::answer`]. Clients reach a service over a [`balance::Balanced`].
 
+mod admin;
 pub mod args;
 pub mod balance;
 pub mod batch;
 pub mod blobs;
+mod call;
 pub mod channel;
 pub mod deadline;
 pub mod fault;
 pub mod items;
+pub mod metrics;
 pub mod parameters;
 pub mod program;
 pub mod retry;

@@ -132,7 +132,7 @@ pub(crate) struct Generator {
 }
 
 impl Generator {
-    /// Loads the model of a folder, as often as it is to have sessions, and runs each once; also the tokens that a text of it has at most.
+    /// Loads the model of a folder, as often as it is to have sessions; also the tokens that a text of it has at most.
     pub(crate) fn load(folder: &ModelFolder, architecture: Architecture, args: &EngineArgs) -> Result<(Vec<Self>, u32), Error> {
         let text = Text::read(folder, architecture)?;
         let pre: PreprocessorConfig = folder.json("picture pre-processing", "preprocessor_config.json")?;
@@ -153,7 +153,7 @@ impl Generator {
         };
         let tokenizer = Tokenizer::of(folder, "")?;
         let args = &args.for_model(folder.bytes()?);
-        let mut generators = (0..args.session_count())
+        let generators = (0..args.session_count())
             .map(|_| {
                 let vision = runtime::session(&vision, args)?;
                 let pixels = vision.inputs().iter().find(|input| input.name() == "pixel_values").and_then(|input| input.dtype().tensor_type());
@@ -169,12 +169,6 @@ impl Generator {
                 })
             })
             .collect::<Result<Vec<_>, Error>>()?;
-        for generator in &mut generators {
-            let blank = vec![0.0; generator.pre.values()];
-            for caption in generator.generate(blank, 1, Generation { max_new_tokens: 2, ..Generation::default() }, &Stop::default())? {
-                caption?;
-            }
-        }
         Ok((generators, text.longest))
     }
 
@@ -232,6 +226,19 @@ impl Worker for Generator {
 
     fn key(item: &Picture) -> Generation {
         item.generation
+    }
+
+    /// Tokens.
+    fn cost(item: &Picture) -> usize {
+        item.generation.tokens()
+    }
+
+    fn warm_up(&mut self) -> Result<(), Fault> {
+        let blank = vec![0.0; self.pre.values()];
+        for caption in self.generate(blank, 1, Generation { max_new_tokens: 2, ..Generation::default() }, &Stop::default())? {
+            caption?;
+        }
+        Ok(())
     }
 
     fn run(&mut self, items: Vec<Picture>, stop: &Stop) -> Vec<Result<Caption, Fault>> {

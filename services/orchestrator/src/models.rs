@@ -1,7 +1,13 @@
 //! Clients of the model services.
 
+use std::time::Duration;
+
 use clap::Args;
-use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, balance::Balanced, channel};
+use dnd_mesh::{
+    Fault, MAX_MESSAGE_BYTES,
+    balance::{Balanced, Watch},
+    channel,
+};
 use dnd_proto::v1::{
     activation_service_client::ActivationServiceClient, caption_service_client::CaptionServiceClient, diffusion_service_client::DiffusionServiceClient,
     embedding_service_client::EmbeddingServiceClient, summary_service_client::SummaryServiceClient, upload_service_client::UploadServiceClient,
@@ -26,7 +32,13 @@ pub struct Endpoints {
     /// CLIP
     #[arg(long, env = "DND_CLIP")]
     pub clip: String,
+    /// Seconds that a model service may say nothing of a call, of up to 64 items, before the call and what it was for fail; one that works through a large batch
+    /// says nothing meanwhile
+    #[arg(long, env = "DND_STAGE_TIMEOUT", value_name = "SECONDS", default_value_t = STAGE_TIMEOUT, value_parser = clap::value_parser!(u64).range(1..))]
+    pub stage_timeout: u64,
 }
+
+const STAGE_TIMEOUT: u64 = 3600;
 
 /// A client of each model service.
 #[derive(Debug, Clone)]
@@ -48,13 +60,10 @@ macro_rules! client {
 impl Models {
     /// Clients that connect with their first call: the services may start later, and come back.
     pub fn at(endpoints: &Endpoints) -> Result<Self, Fault> {
-        Ok(Self::over(
-            channel::lazy(&endpoints.activation)?,
-            channel::lazy(&endpoints.captioner)?,
-            channel::lazy(&endpoints.summarizer)?,
-            channel::lazy(&endpoints.diffusion)?,
-            channel::lazy(&endpoints.clip)?,
-        ))
+        let Endpoints { activation, captioner, summarizer, diffusion, clip, stage_timeout } = endpoints;
+        let watch = Watch { silence: Some(Duration::from_secs(*stage_timeout)), ..Watch::default() };
+        let at = |endpoint: &str| channel::watched(endpoint, watch);
+        Ok(Self::over(at(activation)?, at(captioner)?, at(summarizer)?, at(diffusion)?, at(clip)?))
     }
 
     /// Clients over channels.

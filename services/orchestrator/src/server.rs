@@ -10,7 +10,7 @@ use clap::Args;
 use dnd_mesh::{
     Fault, MAX_MESSAGE_BYTES,
     blobs::{self, Blobs},
-    items, parameters,
+    deadline, items, parameters,
     server::Services,
 };
 use dnd_method::{answers, parameters::Parameters};
@@ -90,7 +90,8 @@ impl DissectService for Orchestrator {
         }
         let on_disconnect = request.on_disconnect();
         let request_id = request.request_id.clone();
-        let job = self.jobs.find_or_start(&request_id, || self.start(request)).await?;
+        // Where the caller may come back, its deadline is that of its call, not of the job.
+        let job = self.jobs.find_or_start(&request_id, || deadline::outliving(self.start(request))).await?;
         let guard = (on_disconnect == OnDisconnect::Cancel).then(|| job.cancelled.clone().drop_guard());
         Ok(Response::new(guarded(job.watch(), guard)))
     }
