@@ -20,12 +20,14 @@ fn main() -> Result<(), BoxError> {
     tonic_prost_build::configure()
         .bytes(".dnd.v1")
         .extern_path(".google.rpc.Status", "::tonic_types::Status")
+        .extern_path(".google.protobuf.Timestamp", "::pbjson_types::Timestamp")
         .emit_rerun_if_changed(false)
         .compile_fds(descriptors)?;
 
     // Every message as canonical protobuf JSON, zero values written out: a unit 0 is there to be seen.
     pbjson_build::Builder::new()
         .register_descriptors(&encoded)?
+        .extern_path(".google.protobuf", "::pbjson_types")
         .emit_fields()
         .preserve_proto_field_names()
         .exclude([

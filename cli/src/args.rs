@@ -8,10 +8,10 @@ use clap::{
 };
 use dnd_activation::ActivationArgs;
 use dnd_captioner::CaptionerArgs;
-use dnd_mesh::parameters::check;
+use dnd_mesh::{args::TlsArgs, parameters::check};
 use dnd_method::parameters::{GeneratedSubset, Parameters, Scoring, Summary, TokenSummary};
 use dnd_onnx::runtime::EngineArgs;
-use dnd_orchestrator::OrchestratorArgs;
+use dnd_orchestrator::{DataArgs, OrchestratorArgs};
 use dnd_proto::v1::{DataFormat, FixedInput, Preprocessing, Resampling, ResizeMode, TargetOptions};
 use dnd_summarizer::LlmArgs;
 use serde::de::{DeserializeOwned, IntoDeserializer, value};
@@ -135,9 +135,8 @@ pub(crate) struct MeshArgs {
     /// An orchestrator to ask, such as http://localhost:50051, whatever --models and --llm-url say; by default the mesh runs in this process
     #[arg(long, env = "DND_ENDPOINT", value_name = "URL")]
     pub(crate) endpoint: Option<String>,
-    /// Folder that the mesh of this process keeps pictures and results of models in, so that no later run makes them again; by default `.dnd` in --out, where there is one
-    #[arg(long, env = "DND_DATA", value_name = "DIR")]
-    pub(crate) data: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) data: DataArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
     #[command(flatten)]
@@ -148,6 +147,26 @@ pub(crate) struct MeshArgs {
     pub(crate) orchestrator: OrchestratorArgs,
     #[command(flatten)]
     pub(crate) llm: LlmArgs,
+    /// File with the token that calls of the endpoint show
+    #[arg(long, env = "DND_TOKEN_FILE", value_name = "FILE", help_heading = "Certificates and tokens")]
+    pub(crate) token_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) tls: TlsArgs,
+}
+
+/// Where jobs are: behind an endpoint, or in a data folder.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct JobsArgs {
+    /// An orchestrator to ask, such as http://localhost:50051; by default the jobs are looked for in --data
+    #[arg(long, env = "DND_ENDPOINT", value_name = "URL")]
+    pub(crate) endpoint: Option<String>,
+    #[command(flatten)]
+    pub(crate) data: DataArgs,
+    /// File with the token that calls of the endpoint show
+    #[arg(long, env = "DND_TOKEN_FILE", value_name = "FILE", help_heading = "Certificates and tokens")]
+    pub(crate) token_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) tls: TlsArgs,
 }
 
 /// The method's constants; those that are not set have the paper's values. A configuration file has the same names as keys.

@@ -16,7 +16,7 @@ use dnd_mesh::{
     server::{InProcess, Services},
 };
 use dnd_onnx::{folder, runtime};
-use dnd_orchestrator::{Models, Results};
+use dnd_orchestrator::{Data, Models, WorksOn};
 use dnd_summarizer::Summarizer;
 use serde::Deserialize;
 
@@ -127,22 +127,15 @@ pub(crate) struct LocalMesh {
 
 impl LocalMesh {
     /// Makes it; nothing is loaded yet.
-    pub(crate) async fn new(args: &MeshArgs) -> Result<Self, Problem> {
-        let (blobs, results) = match &args.data {
-            Some(data) => {
-                let blobs = Blobs::open(data).map_err(|e| Problem::file(data, &e))?;
-                let results = Results::open(data).await.map_err(|e| Problem::failure(format!("{}: {e}", data.display())))?;
-                (blobs, Some(results))
-            }
-            None => (Blobs::temporary().map_err(|e| Problem::failure(format!("no folder for temporary files can be made: {e}")))?, None),
-        };
-        let blobs = Arc::new(blobs);
+    pub(crate) async fn new(args: &MeshArgs, works_on: WorksOn) -> Result<Self, Problem> {
+        let data = Data::open(&args.data).await.map_err(|e| Problem::failure(e.to_string()))?;
+        let blobs = Arc::clone(&data.blobs);
         let engines = Engines::default();
         let with_models = blobs::add_to(engines.add_to(Services::default()), Arc::clone(&blobs));
         let inner = InProcess::start(with_models.clone());
         let channel = || inner.channel().into();
         let models = Models::over(channel(), channel(), channel(), channel(), channel());
-        let services = dnd_orchestrator::add_to(with_models, models, Arc::clone(&blobs), results, args.orchestrator.clone());
+        let services = dnd_orchestrator::add_to(with_models, models, data, &args.orchestrator, works_on);
         Ok(Self { engines, blobs, services, _models: inner })
     }
 }

@@ -3,9 +3,11 @@
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use dnd_mesh::{
-    args::ServeArgs,
+    args::{AccessArgs, ServeArgs, TlsArgs},
     server::{self, ServeError},
 };
+
+use dnd_orchestrator::WorksOn;
 
 use crate::{
     args::MeshArgs,
@@ -31,9 +33,8 @@ pub(crate) struct Args {
     /// Folder of the model suite
     #[arg(long, env = "DND_MODELS", value_name = "DIR")]
     models: Option<PathBuf>,
-    /// Folder that pictures and results of models are kept in, so that no later job or process makes them again; by default one that goes with the process
-    #[arg(long, env = "DND_DATA", value_name = "DIR")]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    data: dnd_orchestrator::DataArgs,
     #[command(flatten)]
     engine: dnd_onnx::runtime::EngineArgs,
     #[command(flatten)]
@@ -44,6 +45,10 @@ pub(crate) struct Args {
     orchestrator: dnd_orchestrator::OrchestratorArgs,
     #[command(flatten)]
     llm: dnd_summarizer::LlmArgs,
+    #[command(flatten)]
+    tls: TlsArgs,
+    #[command(flatten)]
+    access: AccessArgs,
 }
 
 pub(crate) async fn run(args: Args, log: &str) -> Result<ExitCode, Problem> {
@@ -51,10 +56,11 @@ pub(crate) async fn run(args: Args, log: &str) -> Result<ExitCode, Problem> {
     if !suite.notice.is_empty() {
         eprintln!("{}: {}", suite.name, suite.notice);
     }
-    let Args { data, engine, activation, captioner, orchestrator, llm, .. } = args;
-    let mesh = MeshArgs { models: None, endpoint: None, data, engine, activation, captioner, orchestrator, llm };
-    let local = LocalMesh::new(&mesh).await?;
-    let serve = ServeArgs { listen: args.listen, admin: args.admin, grace: args.grace, log: log.to_owned(), port_file: args.port_file };
+    let Args { data, engine, activation, captioner, orchestrator, llm, tls, access, .. } = args;
+    let mesh = MeshArgs { models: None, endpoint: None, data, engine, activation, captioner, orchestrator, llm, token_file: None, tls: TlsArgs::default() };
+    let local = LocalMesh::new(&mesh, WorksOn::AllJobs).await?;
+    let serve =
+        ServeArgs { listen: args.listen, admin: args.admin, grace: args.grace, log: log.to_owned(), otlp: None, port_file: args.port_file, tls, access };
     let (engines, blobs) = (local.engines.clone(), local.blobs.clone());
     let load = move || engines.load(&suite, &mesh, blobs);
     server::serve(&serve, local.services.clone(), load).await.map_err(|error| match error {

@@ -25,18 +25,16 @@ use tokio::{
     sync::oneshot,
     time::{Instant, Sleep, sleep, sleep_until, timeout, timeout_at},
 };
-use tonic::{
-    Code, Status,
-    body::Body,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Status, body::Body, transport::Channel};
 use tower::{Service, ServiceExt as _};
 use tracing::{debug, warn};
 
 use crate::{
-    Fault, channel,
+    Fault,
+    auth::Bearer,
+    channel,
     deadline::{self, HEADER},
-    retry,
+    retry, telemetry,
 };
 
 /// How long a name server has to answer.
@@ -80,6 +78,7 @@ struct Shared {
     /// What is looked up; nothing for a network inside the process.
     names: Vec<channel::Name>,
     watch: Watch,
+    bearer: Bearer,
     replicas: Mutex<Replicas>,
     /// One looks up at a time.
     looking_up: tokio::sync::Mutex<()>,
@@ -108,24 +107,24 @@ impl From<Channel> for Balanced {
     /// A channel to one replica, which stays where it is.
     fn from(channel: Channel) -> Self {
         let replica = Replica { address: None, channel, watch: Watch::default(), load: AtomicUsize::new(0), health: Mutex::default() };
-        Self::over(Vec::new(), Watch::default(), vec![Arc::new(replica)])
+        Self::over(Vec::new(), Watch::default(), Bearer::default(), vec![Arc::new(replica)])
     }
 }
 
 impl Balanced {
-    pub(crate) fn new(names: Vec<channel::Name>, watch: Watch) -> Self {
-        Self::over(names, watch, Vec::new())
+    pub(crate) fn new(names: Vec<channel::Name>, watch: Watch, bearer: Bearer) -> Self {
+        Self::over(names, watch, bearer, Vec::new())
     }
 
-    fn over(names: Vec<channel::Name>, watch: Watch, all: Vec<Arc<Replica>>) -> Self {
-        Self(Arc::new(Shared { names, watch, replicas: Mutex::new(Replicas { all, due: None }), looking_up: tokio::sync::Mutex::default() }))
+    fn over(names: Vec<channel::Name>, watch: Watch, bearer: Bearer, all: Vec<Arc<Replica>>) -> Self {
+        Self(Arc::new(Shared { names, watch, bearer, replicas: Mutex::new(Replicas { all, due: None }), looking_up: tokio::sync::Mutex::default() }))
     }
 
     /// Whether any replica takes a connection.
     pub(crate) async fn connect(&self) -> Result<(), Fault> {
         let mut problem = Ok(());
         for (address, name) in self.0.look_up().await? {
-            match name.endpoint(address, self.0.watch)?.connect().await {
+            match name.endpoint(address, self.0.watch)?.connect_with_connector(name.connector(address)).await {
                 Ok(_) => return Ok(()),
                 Err(error) => problem = Err(channel::nobody(&name, &error)),
             }
@@ -238,7 +237,7 @@ struct Health {
 
 impl Replica {
     fn at(address: SocketAddr, name: &channel::Name, watch: Watch) -> Result<Self, Fault> {
-        let channel = Endpoint::connect_lazy(&name.endpoint(address, watch)?);
+        let channel = name.endpoint(address, watch)?.connect_with_connector_lazy(name.connector(address));
         Ok(Self { address: Some(address), channel, watch, load: AtomicUsize::new(0), health: Mutex::default() })
     }
 
@@ -343,7 +342,8 @@ impl Service<Request<Body>> for Balanced {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        telemetry::inject(request.headers_mut());
         Box::pin(send(Arc::clone(&self.0), request, deadline::current()))
     }
 }
@@ -351,6 +351,7 @@ impl Service<Request<Body>> for Balanced {
 /// Sends a call to a replica. One that a replica has not begun to take, because it can't be reached, goes to the next.
 async fn send(shared: Arc<Shared>, request: Request<Body>, deadline: Option<Instant>) -> Result<Response<Body>, Status> {
     let (mut parts, mut body) = request.into_parts();
+    shared.bearer.show(&mut parts.headers);
     if let Some(at) = deadline {
         parts.headers.insert(HEADER, deadline::header(at.saturating_duration_since(Instant::now())));
     }

@@ -71,6 +71,11 @@ impl Blobs {
         Ok(Self { folder: own.path().to_owned(), locks: Default::default(), _own: Some(own) })
     }
 
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Where a whole blob lies, if it is there.
     pub fn path(&self, digest: &str) -> Option<PathBuf> {
         let path = self.folder.join(digest);

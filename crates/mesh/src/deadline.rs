@@ -27,11 +27,6 @@ pub fn within<F: Future>(limit: Duration, work: F) -> TaskLocalFuture<Option<Ins
     DEADLINE.scope(current().into_iter().chain(limit).min(), work)
 }
 
-/// Work that goes on when the deadline that holds has passed, as a job does that its caller can come back to.
-pub fn outliving<F: Future>(work: F) -> TaskLocalFuture<Option<Instant>, F> {
-    under(None, work)
-}
-
 /// Work under a deadline of its own, whatever held before.
 pub(crate) fn under<F: Future>(deadline: Option<Instant>, work: F) -> TaskLocalFuture<Option<Instant>, F> {
     DEADLINE.scope(deadline, work)

@@ -6,6 +6,8 @@ use prost::Message as _;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use crate::tls;
+
 /// The domain of the reasons in google.rpc.ErrorInfo.
 pub const DOMAIN: &str = "dnd.v1";
 
@@ -27,6 +29,9 @@ impl Fault {
 
     /// A fault as another service of the mesh gave it, with its code, reason, message and field.
     pub fn relayed(status: &Status) -> Self {
+        if let Some(fault) = std::error::Error::source(status).and_then(tls::client_fault) {
+            return fault;
+        }
         let field = status.get_details_bad_request().and_then(|bad| bad.field_violations.into_iter().next()).map(|violation| violation.field);
         let reason = reason_of(status).map_or(Cow::Borrowed("UNKNOWN"), Cow::Owned);
         Self { code: status.code(), reason, message: status.message().to_owned(), field, retry_after: retry_after(status) }

@@ -53,6 +53,7 @@ metrics! {
     CALLS = "dnd_calls_total", Counter, ["service", "method", "code"], "Calls that have ended, by their gRPC code; cancelled are also those whose caller left.";
     CALL_SECONDS = "dnd_call_duration_seconds", Histogram, ["service", "method"], "Seconds from a call's arrival to the end of its response.";
     CALLS_OPEN = "dnd_calls_open", Gauge, ["service"], "Calls that are being answered.";
+    REFUSED = "dnd_refused_total", Counter, ["reason"], "Connections and calls that were refused because of who asked, by the reason of the fault.";
     QUEUE_UNITS = "dnd_queue_depth_units", Gauge, ["model"], "Work that waits for a model, in its unit: pictures, texts, tokens or denoising steps.";
     QUEUE_SECONDS = "dnd_queue_wait_seconds", Histogram, ["model"], "Seconds that an item waited before it was run.";
     QUEUE_DROPPED = "dnd_queue_dropped_total", Counter, ["model", "reason"], "Items that were dropped unrun, because their caller left (left) or their deadline passed (deadline).";

@@ -35,11 +35,16 @@ pub struct Patience {
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { tries: RETRIES, after: AFTER }
+        Self::of(RETRIES)
     }
 }
 
 impl Patience {
+    /// Of so many tries.
+    pub fn of(tries: u32) -> Self {
+        Self { tries, after: AFTER }
+    }
+
     /// Waits if the failed call is worth another try, and gives whether it is.
     pub async fn wait_after(&mut self, status: &Status) -> bool {
         while let Some(delay) = self.delay(status) {
@@ -70,7 +75,7 @@ impl Patience {
 }
 
 /// Whether a status says that the service was not there, or not to the end. A broken connection has many codes, and never a reason of ours.
-fn is_away(status: &Status) -> bool {
+pub fn is_away(status: &Status) -> bool {
     let broken = matches!(status.code(), Code::Unknown | Code::Cancelled | Code::Internal) && fault::reason_of(status).is_none();
     broken || matches!(status.code(), Code::Unavailable | Code::ResourceExhausted)
 }

@@ -11,7 +11,6 @@ use tokio::{
     sync::oneshot,
     task::JoinSet,
 };
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{
     Status,
     body::Body,
@@ -22,6 +21,7 @@ use tonic::{
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::{Service, ServiceBuilder};
 use tower_http::{
+    auth::AsyncRequireAuthorizationLayer,
     catch_panic::CatchPanicLayer,
     classify::{GrpcCode, GrpcErrorsAsFailures, SharedClassifier},
     trace::TraceLayer,
@@ -32,10 +32,12 @@ use crate::{
     Fault,
     admin::Admin,
     args::ServeArgs,
+    auth::Guard,
     call::{CallLayer, Life, State},
     channel,
     metrics::MeasureLayer,
-    program,
+    program, telemetry,
+    tls::{Acceptor, ClientCertificate},
 };
 
 /// Why a server could not start, or ended by itself.
@@ -49,6 +51,9 @@ pub enum ServeError {
         /// Why.
         source: io::Error,
     },
+    /// What the server was told of certificates, tokens or names can't be used.
+    #[error("{0}")]
+    Access(String),
     /// The model can't be loaded.
     #[error("{0}")]
     Load(String),
@@ -87,13 +92,16 @@ impl Services {
     }
 }
 
-/// Runs a service's whole life: listens at once, loads its model, says SERVING, and on SIGTERM or Ctrl-C says NOT_SERVING, lets running
+/// Runs a service's whole life: logs, listens at once, loads its model, says SERVING, and on SIGTERM or Ctrl-C says NOT_SERVING, lets running
 /// calls end and returns, after the grace period at the latest. It ends by itself, with an error, if its model answers nothing any more. `load` runs on a thread
 /// of its own.
 pub async fn serve<E>(args: &ServeArgs, services: Services, load: impl FnOnce() -> Result<(), E> + Send + 'static) -> Result<(), ServeError>
 where
     E: std::fmt::Display + Send + 'static,
 {
+    let _telemetry = telemetry::init(&args.log, args.otlp.as_deref());
+    let guard = Guard::open(&args.access).map_err(ServeError::Access)?;
+    let acceptor = acceptor(args).map_err(ServeError::Access)?;
     let admin = match args.admin {
         Some(address) => Some(Admin::open(address, args.port_file.as_deref()).await?),
         None => None,
@@ -153,7 +161,7 @@ where
         }
     };
     tokio::select! {
-        served = run(services.with(health_service.clone()), TcpListenerStream::new(listener), Arc::clone(&life), drain) => served,
+        served = run(services.with(health_service.clone()), guard, acceptor.incoming(listener), Arc::clone(&life), drain) => served,
         error = broken => Err(error),
         administered = administer => administered,
         () = overdue => {
@@ -163,16 +171,35 @@ where
     }
 }
 
+/// What takes the connections: with TLS, or in the clear where that can't be overheard, or is wanted.
+fn acceptor(args: &ServeArgs) -> Result<Acceptor, String> {
+    if args.tls.tls_cert.is_none() && !args.tls.insecure && !args.listen.ip().is_loopback() {
+        return Err(format!(
+            "{} can be reached from other machines, and calls would come in the clear: name a certificate with --tls-cert, --tls-key and --tls-ca, or say --insecure",
+            args.listen
+        ));
+    }
+    // Callers that show tokens need no certificate.
+    let clients = if args.access.tokens.is_some() { ClientCertificate::Optional } else { ClientCertificate::Required };
+    Acceptor::open(&args.tls, clients)
+}
+
 /// Serves on connections as they come in, until `shutdown` resolves and the running calls have ended.
-pub async fn serve_on<IO>(services: Services, incoming: impl Stream<Item = io::Result<IO>>, shutdown: impl Future<Output = ()>) -> Result<(), ServeError>
+pub async fn serve_on<IO>(
+    services: Services,
+    guard: Guard,
+    incoming: impl Stream<Item = io::Result<IO>>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError>
 where
     IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
-    run(services, incoming, Arc::default(), shutdown).await
+    run(services, guard, incoming, Arc::default(), shutdown).await
 }
 
 async fn run<IO>(
     services: Services,
+    guard: Guard,
     incoming: impl Stream<Item = io::Result<IO>>,
     life: Arc<Life>,
     shutdown: impl Future<Output = ()>,
@@ -189,11 +216,13 @@ where
         .with(reflection(tonic_reflection::server::Builder::configure()).build_v1alpha()?);
     let stack = ServiceBuilder::new()
         // Outermost, so that a call's span holds everything that happens in it, refusals and panics included.
-        .layer(TraceLayer::new(callers_faults_are_no_failures()))
+        .layer(TraceLayer::new(callers_faults_are_no_failures()).make_span_with(telemetry::span_of::<Body>))
         // Outside of all that answers by itself: each call is counted once, with the code that its caller sees.
         .layer(MeasureLayer(services.names.into()))
         // Outside of all that can panic; the connection and its other calls go on.
         .layer(CatchPanicLayer::custom(panicked))
+        // Before anything is done for a caller.
+        .layer(AsyncRequireAuthorizationLayer::new(guard))
         // Innermost, so that what the service does knows its call, and is dropped with it at its deadline.
         .layer(CallLayer(life));
     Server::builder()
@@ -220,7 +249,7 @@ impl InProcess {
         let (dialer, accepted) = channel::in_memory();
         let mut server = JoinSet::new();
         server.spawn(async move {
-            if let Err(error) = serve_on(services, accepted, std::future::pending()).await {
+            if let Err(error) = serve_on(services, Guard::default(), accepted, std::future::pending()).await {
                 error!(%error, "the servers in this process broke");
             }
         });

@@ -11,8 +11,10 @@ use std::{
 };
 
 use dnd_mesh::{
+    auth::Guard,
     balance::{Balanced, Watch},
-    channel, fault, items,
+    channel::Dial,
+    fault, items,
     retry::Patience,
     server::{Services, serve_on},
 };
@@ -84,7 +86,7 @@ impl Running {
         let services = Services::default().with(EmbeddingServiceServer::new(Replica { takes, answered: Arc::clone(&answered) }));
         runtime.spawn(async move {
             let incoming = TcpListenerStream::new(tokio::net::TcpListener::from_std(listener).unwrap());
-            serve_on(services, incoming, std::future::pending()).await.unwrap();
+            serve_on(services, Guard::default(), incoming, std::future::pending()).await.unwrap();
         });
         Self { address, answered, runtime: Some(runtime) }
     }
@@ -115,7 +117,7 @@ fn over(addresses: &[SocketAddr]) -> Balanced {
         ping_timeout: Duration::from_millis(700),
         ..Watch::default()
     };
-    channel::watched(&list.join(","), watch).unwrap()
+    Dial::default().watched(&list.join(","), watch).unwrap()
 }
 
 /// Has `count` items answered over calls of 16, eight at a time, and tries again what was left open.
@@ -202,7 +204,7 @@ async fn a_replica_that_is_there_and_says_nothing_is_given_up_and_one_that_is_sl
     let watch = Watch { silence: Some(Duration::from_millis(600)), ..Watch::default() };
     let ask = async |replica: &Running, count: u64| {
         let requests = (0..count).map(|item_id| EmbedTextsRequest { item_id, text: "a text".into() });
-        let channel = channel::watched(&replica.address.to_string(), watch).unwrap();
+        let channel = Dial::default().watched(&replica.address.to_string(), watch).unwrap();
         let mut answers = EmbeddingServiceClient::new(channel).embed_texts(stream::iter(requests.collect::<Vec<_>>())).await?.into_inner();
         let mut answered = 0;
         while answers.message().await?.is_some() {

@@ -11,10 +11,11 @@ use std::{
 
 use dnd_mesh::{
     Fault,
-    args::ServeArgs,
+    args::{AccessArgs, ServeArgs, TlsArgs},
     balance::Balanced,
     batch::{Batcher, Limits, Stop, Worker},
-    channel, deadline, fault, items,
+    channel::Dial,
+    deadline, fault, items,
     retry::Patience,
     server::{self, InProcess, Services},
 };
@@ -290,7 +291,16 @@ async fn a_model_that_answers_nothing_any_more_ends_its_service_and_inputs_that_
     let folder = tempfile::tempdir().unwrap();
     let port_file = folder.path().join("port");
     let any = || "127.0.0.1:0".parse().unwrap();
-    let args = ServeArgs { listen: any(), admin: Some(any()), grace: 5, log: String::new(), port_file: Some(port_file.clone()) };
+    let args = ServeArgs {
+        listen: any(),
+        admin: Some(any()),
+        grace: 5,
+        log: String::new(),
+        otlp: None,
+        port_file: Some(port_file.clone()),
+        tls: TlsArgs::default(),
+        access: AccessArgs::default(),
+    };
     let (services, _, broken) = services("fragile", None, Duration::from_millis(1), Limits { queue: 64, batch: 4 });
     let (load, loading) = std::sync::mpsc::channel::<()>();
     let served = tokio::spawn(async move {
@@ -309,7 +319,7 @@ async fn a_model_that_answers_nothing_any_more_ends_its_service_and_inputs_that_
     }
     assert_eq!(get(&admin, "/").await.0, "HTTP/1.1 404 Not Found");
 
-    let channel = channel::lazy(&std::fs::read_to_string(&port_file).unwrap()).unwrap();
+    let channel = Dial::default().lazy(&std::fs::read_to_string(&port_file).unwrap()).unwrap();
     for _ in 0..9 {
         assert_eq!(embed(&channel, vec![String::new()]).await.unwrap_err().code(), Code::Internal);
     }

@@ -1,17 +1,17 @@
 //! `dnd-orchestrator`: sequences the three steps over the model services, over gRPC.
 
-use std::{convert::Infallible, path::PathBuf, sync::Arc};
+use std::{convert::Infallible, sync::Arc};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Parser;
 use dnd_mesh::{
     args::ServeArgs,
-    blobs::{self, Blobs},
+    blobs,
+    channel::Dial,
     program,
     server::{self, Services},
-    telemetry,
 };
-use dnd_orchestrator::{Endpoints, Models, OrchestratorArgs, Results};
+use dnd_orchestrator::{Data, DataArgs, Endpoints, Models, OrchestratorArgs, WorksOn};
 
 /// Labels units of vision networks in words, over gRPC, with the model services that it is told of.
 #[derive(Debug, Parser)]
@@ -19,9 +19,8 @@ use dnd_orchestrator::{Endpoints, Models, OrchestratorArgs, Results};
 struct Args {
     #[command(flatten)]
     endpoints: Endpoints,
-    /// Folder that uploads, pictures and results of models are kept in, so that no later job or process makes them again; by default one that goes with the process
-    #[arg(long, env = "DND_DATA")]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    data: DataArgs,
     #[command(flatten)]
     options: OrchestratorArgs,
     #[command(flatten)]
@@ -34,17 +33,10 @@ fn main() -> Result<()> {
 
 async fn run(args: Args) -> Result<()> {
     let Args { endpoints, data, options, serve } = args;
-    telemetry::init(&serve.log);
-    let (blobs, results) = match &data {
-        Some(folder) => {
-            let wrong = || format!("can't keep pictures and results in {}", folder.display());
-            (Blobs::open(folder).with_context(wrong)?, Some(Results::open(folder).await.with_context(wrong)?))
-        }
-        None => (Blobs::temporary().context("can't make a folder for pictures")?, None),
-    };
-    let blobs = Arc::new(blobs);
-    let services = blobs::add_to(Services::default(), Arc::clone(&blobs));
-    let services = dnd_orchestrator::add_to(services, Models::at(&endpoints)?, blobs, results, options);
+    let data = Data::open(&data).await?;
+    let services = blobs::add_to(Services::default(), Arc::clone(&data.blobs));
+    let models = Models::at(&endpoints, &Dial::open(&serve.tls, endpoints.token_file.as_deref())?)?;
+    let services = dnd_orchestrator::add_to(services, models, data, &options, WorksOn::AllJobs);
     server::serve(&serve, services, || Ok::<_, Infallible>(())).await?;
     Ok(())
 }

@@ -109,6 +109,15 @@ impl<K: Hash + Eq + Clone + Serialize, V: Clone + Serialize + DeserializeOwned> 
         }
     }
 
+    /// Forgets the values that the shelf would not give again: they are made anew.
+    pub(crate) fn forget_unusable(&self) {
+        let Some(shelf) = &self.shelf else { return };
+        let mut cells = self.lock();
+        let unusable = |cell: &watch::Receiver<Option<V>>| cell.borrow().as_ref().is_some_and(|value| !shelf.is_whole(value));
+        let keys: Vec<K> = cells.iter().filter(|(_, cell)| unusable(cell)).map(|(key, _)| key.clone()).collect();
+        keys.iter().for_each(|key| drop(cells.pop(key)));
+    }
+
     fn claim(&self, keys: &[K], found: &HashMap<K, Result<V, Failure>>) -> Claimed<K, V> {
         let mut claimed = Claimed { mine: Vec::new(), theirs: Vec::new() };
         let mut cells = self.lock();
@@ -151,13 +160,10 @@ struct Claimed<K, V> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    };
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
-    use crate::results::Results;
+    use crate::{database::Database, results::Results};
 
     #[tokio::test]
     async fn each_key_is_made_once_and_repeated_keys_share_their_value() {
@@ -199,7 +205,7 @@ mod tests {
     #[tokio::test]
     async fn what_an_earlier_memo_kept_is_not_made_again() {
         let folder = tempfile::tempdir().unwrap();
-        let memo = async || Memo::<u32, u32>::new(10, Some(Shelf::new(Arc::new(Results::open(folder.path()).await.unwrap()), &[b"f"])));
+        let memo = async || Memo::<u32, u32>::new(10, Some(Shelf::new(Results::new(Database::in_folder(folder.path()).await.unwrap()), &[b"f"])));
         let first = memo().await;
         // The second value was made, and its maker died before it was kept.
         let make = |keys: Vec<u32>| async {

@@ -1,18 +1,23 @@
 //! Clients of the model services.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 use dnd_mesh::{
     Fault, MAX_MESSAGE_BYTES,
     balance::{Balanced, Watch},
-    channel,
+    channel::Dial,
+    retry::is_away,
 };
 use dnd_proto::v1::{
-    activation_service_client::ActivationServiceClient, caption_service_client::CaptionServiceClient, diffusion_service_client::DiffusionServiceClient,
-    embedding_service_client::EmbeddingServiceClient, summary_service_client::SummaryServiceClient, upload_service_client::UploadServiceClient,
+    ActivationServiceGetModelRequest, CaptionServiceGetModelRequest, DiffusionServiceGetModelRequest, EmbeddingServiceGetModelRequest, Model,
+    SummaryServiceGetModelRequest, activation_service_client::ActivationServiceClient, caption_service_client::CaptionServiceClient,
+    diffusion_service_client::DiffusionServiceClient, embedding_service_client::EmbeddingServiceClient, summary_service_client::SummaryServiceClient,
+    upload_service_client::UploadServiceClient,
 };
 use tonic::{Code, Status};
+
+use crate::calls::once_loaded;
 
 /// Where the model services are. Each is a name, of which all addresses are used, or several with commas between them.
 #[derive(Debug, Clone, Args)]
@@ -36,6 +41,9 @@ pub struct Endpoints {
     /// says nothing meanwhile
     #[arg(long, env = "DND_STAGE_TIMEOUT", value_name = "SECONDS", default_value_t = STAGE_TIMEOUT, value_parser = clap::value_parser!(u64).range(1..))]
     pub stage_timeout: u64,
+    /// File with the token that calls of them show
+    #[arg(long, env = "DND_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
 }
 
 const STAGE_TIMEOUT: u64 = 3600;
@@ -59,10 +67,10 @@ macro_rules! client {
 
 impl Models {
     /// Clients that connect with their first call: the services may start later, and come back.
-    pub fn at(endpoints: &Endpoints) -> Result<Self, Fault> {
-        let Endpoints { activation, captioner, summarizer, diffusion, clip, stage_timeout } = endpoints;
+    pub fn at(endpoints: &Endpoints, dial: &Dial) -> Result<Self, Fault> {
+        let Endpoints { activation, captioner, summarizer, diffusion, clip, stage_timeout, .. } = endpoints;
         let watch = Watch { silence: Some(Duration::from_secs(*stage_timeout)), ..Watch::default() };
-        let at = |endpoint: &str| channel::watched(endpoint, watch);
+        let at = |endpoint: &str| dial.watched(endpoint, watch);
         Ok(Self::over(at(activation)?, at(captioner)?, at(summarizer)?, at(diffusion)?, at(clip)?))
     }
 
@@ -79,12 +87,44 @@ impl Models {
     }
 }
 
+/// The model services, in the order of [`Models::models`].
+pub(crate) const SERVICES: [&str; 5] = ["activation", "captioner", "summarizer", "diffusion", "clip"];
+
+impl Models {
+    /// The model of each service. One that is still loading its model is asked again so often; one that is not there is told at once.
+    pub(crate) async fn models(&self, tries: u32) -> Result<[Option<Model>; 5], Fault> {
+        macro_rules! model_of {
+            ($service:ident, $request:ident) => {
+                async {
+                    let model = once_loaded(tries, || {
+                        let mut client = self.$service.clone();
+                        async move { client.get_model($request {}).await }
+                    });
+                    model.await.map(|model| model.into_inner().model).map_err(|status| passed_on(stringify!($service), &status))
+                }
+            };
+        }
+        let (activation, captioner, summarizer, diffusion, clip) = tokio::try_join!(
+            model_of!(activation, ActivationServiceGetModelRequest),
+            model_of!(captioner, CaptionServiceGetModelRequest),
+            model_of!(summarizer, SummaryServiceGetModelRequest),
+            model_of!(diffusion, DiffusionServiceGetModelRequest),
+            model_of!(clip, EmbeddingServiceGetModelRequest),
+        )?;
+        Ok([activation, captioner, summarizer, diffusion, clip])
+    }
+}
+
+/// The reason of a fault of a service that is not there.
+pub(crate) const SERVICE_AWAY: &str = "SERVICE_AWAY";
+
 /// A fault of a model service, as the caller of this one should see it: with its own reason, and whose it is.
 pub(crate) fn passed_on(service: &str, status: &Status) -> Fault {
     let reason = dnd_mesh::fault::reason_of(status);
     match status.code() {
         // What is wrong with the request is the caller's to see as it is.
         Code::InvalidArgument | Code::FailedPrecondition | Code::NotFound => Fault::relayed(status),
+        _ if is_away(status) => Fault::new(Code::Unavailable, SERVICE_AWAY, format!("the {service} service: {}", status.message())),
         code => {
             Fault::new(code, "SERVICE_FAILED", format!("the {service} service{}: {}", reason.map(|r| format!(" ({r})")).unwrap_or_default(), status.message()))
         }

@@ -3,86 +3,38 @@
 //! A key is a SHA-256 over the function and its version, the model's digest and engine, the parameters, and the input. Whatever of these changes, the key
 //! changes with it, so that nothing stale can be found. Of several who write one key the first wins, and the others go on with what it wrote.
 
-use std::{collections::HashMap, hash::Hash, path::Path, sync::Arc, time::Duration};
+use std::{collections::HashMap, hash::Hash, sync::Arc};
 
 use serde::{Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
-use sqlx::{
-    QueryBuilder, Row as _, Sqlite, SqlitePool,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+use sqlx::{AssertSqlSafe, Row as _};
+
+use crate::{
+    database::{Database, places},
+    steps::Failure,
 };
 
-use crate::steps::Failure;
-
-/// The file in a data folder.
-const FILE: &str = "results.sqlite";
-/// What the tables look like; a file of another number is another version's.
-const LAYOUT: i64 = 1;
-/// Keys of one statement; SQLite takes some thousands of values.
+/// Keys of one statement; databases take some thousands of values.
 const KEYS: usize = 500;
-/// How long a process waits for another one that writes.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 type Key = [u8; 32];
 
-/// The results that a data folder holds. Several processes may share it.
-#[derive(Debug)]
-pub struct Results {
-    pool: SqlitePool,
-}
-
-/// Why kept results can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ResultsError {
-    /// The file is another version's.
-    #[error("{file} was written by another version (layout {found}, this is {LAYOUT}): name another data folder, or remove the file")]
-    Layout {
-        /// The file.
-        file: String,
-        /// Its layout.
-        found: i64,
-    },
-    /// The database does not work.
-    #[error("the results kept in {FILE}: {0}")]
-    Database(#[from] sqlx::Error),
-}
+/// The results that a database holds. Several processes may share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Results(Database);
 
 impl Results {
-    /// The results in a folder, which is there; the file is made with the first.
-    pub async fn open(folder: &Path) -> Result<Self, ResultsError> {
-        let file = folder.join(FILE);
-        let options = SqliteConnectOptions::new()
-            .filename(&file)
-            .create_if_missing(true)
-            // Readers don't wait for a writer; after a crash of the machine the last results may be made once more, and none is half there.
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Normal)
-            .busy_timeout(PATIENCE);
-        let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
-        let found: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&pool).await?;
-        match found {
-            0 => {
-                let make =
-                    format!("CREATE TABLE IF NOT EXISTS results (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID; PRAGMA user_version = {LAYOUT}");
-                sqlx::raw_sql(sqlx::AssertSqlSafe(make)).execute(&pool).await?;
-            }
-            LAYOUT => {}
-            found => return Err(ResultsError::Layout { file: file.display().to_string(), found }),
-        }
-        Ok(Self { pool })
+    pub(crate) fn new(database: Database) -> Self {
+        Self(database)
     }
 
     async fn find(&self, keys: &[Key]) -> Result<HashMap<Key, Vec<u8>>, sqlx::Error> {
         let mut found = HashMap::new();
         for keys in keys.chunks(KEYS) {
-            let mut query = QueryBuilder::<Sqlite>::new("SELECT key, value FROM results WHERE key IN (");
-            let mut list = query.separated(", ");
-            for key in keys {
-                list.push_bind(key.as_slice());
-            }
-            query.push(")");
-            for row in query.build().fetch_all(&self.pool).await? {
-                if let Ok(key) = row.try_get::<&[u8], _>(0)?.try_into() {
+            let find = format!("SELECT key, value FROM results WHERE key IN ({})", places(1, keys.len()));
+            let find = keys.iter().fold(sqlx::query(AssertSqlSafe(find)), |find, key| find.bind(key.as_slice()));
+            for row in find.fetch_all(&self.0.pool).await? {
+                if let Ok(key) = row.try_get::<Vec<u8>, _>(0)?.try_into() {
                     found.insert(key, row.try_get(1)?);
                 }
             }
@@ -92,19 +44,19 @@ impl Results {
 
     /// Keeps a value unless there is one, and gives the one that is there then.
     async fn keep(&self, key: &Key, value: &[u8]) -> Result<Vec<u8>, sqlx::Error> {
-        let keep = "INSERT INTO results (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = value RETURNING value";
-        sqlx::query_scalar(keep).bind(key.as_slice()).bind(value).fetch_one(&self.pool).await
+        let keep = "INSERT INTO results (key, value) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = results.value RETURNING value";
+        sqlx::query_scalar(keep).bind(key.as_slice()).bind(value).fetch_one(&self.0.pool).await
     }
 
     async fn replace(&self, key: &Key, value: &[u8]) -> Result<(), sqlx::Error> {
-        sqlx::query("UPDATE results SET value = ? WHERE key = ?").bind(value).bind(key.as_slice()).execute(&self.pool).await.map(drop)
+        sqlx::query("UPDATE results SET value = $2 WHERE key = $1").bind(key.as_slice()).bind(value).execute(&self.0.pool).await.map(drop)
     }
 }
 
 /// The kept results of one function, given everything but its inputs.
 #[derive(Clone)]
 pub(crate) struct Shelf<V> {
-    results: Arc<Results>,
+    results: Results,
     /// Over the function and all that it depends on beside its input.
     of: Sha256,
     /// Whether what a kept value refers to is there, too.
@@ -119,7 +71,7 @@ impl<V> std::fmt::Debug for Shelf<V> {
 
 impl<V: Serialize + DeserializeOwned + Clone> Shelf<V> {
     /// The results of a function by the parts that name it and all that it depends on beside its input.
-    pub(crate) fn new(results: Arc<Results>, parts: &[&[u8]]) -> Self {
+    pub(crate) fn new(results: Results, parts: &[&[u8]]) -> Self {
         let of = parts.iter().fold(Sha256::new(), |of, part| of.chain_update((part.len() as u64).to_le_bytes()).chain_update(part));
         Self { results, of, is_whole: Arc::new(|_| true) }
     }
@@ -127,6 +79,11 @@ impl<V: Serialize + DeserializeOwned + Clone> Shelf<V> {
     /// As this, but a value whose `is_whole` is false counts as not there.
     pub(crate) fn where_whole(self, is_whole: impl Fn(&V) -> bool + Send + Sync + 'static) -> Self {
         Self { is_whole: Arc::new(is_whole), ..self }
+    }
+
+    /// Whether a value is one that would be found again.
+    pub(crate) fn is_whole(&self, value: &V) -> bool {
+        (self.is_whole)(value)
     }
 
     fn key<K: Serialize>(&self, input: &K) -> Result<Key, Failure> {
@@ -158,15 +115,17 @@ impl<V: Serialize + DeserializeOwned + Clone> Shelf<V> {
 }
 
 fn storage(error: &dyn std::fmt::Display) -> Failure {
-    Failure::new("storage", format!("kept results: {error}"))
+    Failure::storage(format!("kept results: {error}"))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     async fn shelf(folder: &Path, parts: &[&[u8]]) -> Shelf<String> {
-        Shelf::new(Arc::new(Results::open(folder).await.unwrap()), parts)
+        Shelf::new(Results::new(Database::in_folder(folder).await.unwrap()), parts)
     }
 
     const A: &str = "a";
@@ -218,15 +177,5 @@ mod tests {
             assert_eq!(a.unwrap(), b.unwrap());
         }
         assert_eq!(one.find(&inputs).await.unwrap().len(), 1200);
-    }
-
-    #[tokio::test]
-    async fn a_file_of_another_layout_is_refused_and_left_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let results = Results::open(folder.path()).await.unwrap();
-        sqlx::raw_sql("PRAGMA user_version = 7").execute(&results.pool).await.unwrap();
-        drop(results);
-        let error = Results::open(folder.path()).await.unwrap_err().to_string();
-        assert!(error.contains("results.sqlite") && error.contains("layout 7"), "{error}");
     }
 }
