@@ -63,6 +63,11 @@ impl Service {
         format!("http://{}", self.address)
     }
 
+    /// Where its admin port is.
+    pub fn admin(&self) -> String {
+        fs::read_to_string(self.folder.path().join("port.admin")).unwrap()
+    }
+
     /// What it has logged.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap()

@@ -241,7 +241,7 @@ async fn a_call_needs_a_token_with_its_scope_and_a_revoked_one_is_worth_nothing(
 }
 
 fn serve_args(listen: &str, tls: TlsArgs) -> ServeArgs {
-    ServeArgs { listen: listen.parse().unwrap(), grace: 1, log: String::new(), port_file: None, tls, access: AccessArgs::default(), otlp: None }
+    ServeArgs { listen: listen.parse().unwrap(), admin: None, grace: 1, log: String::new(), otlp: None, port_file: None, tls, access: AccessArgs::default() }
 }
 
 #[tokio::test]

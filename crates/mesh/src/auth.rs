@@ -20,6 +20,7 @@ use crate::{
     Fault,
     args::AccessArgs,
     blobs,
+    metrics::REFUSED,
     reloaded::{self, Reloaded},
     tls::Peer,
 };
@@ -53,6 +54,7 @@ const METHODS: &[(&str, Scope)] = &[
     ("dnd.v1.ActivationService/Crop", Scope::Run),
     ("dnd.v1.ActivationService/DescribeTarget", Scope::Run),
     ("dnd.v1.ActivationService/GetModel", Scope::Read),
+    ("dnd.v1.ActivationService/ListShards", Scope::Run),
     ("dnd.v1.ActivationService/Probe", Scope::Run),
     ("dnd.v1.ActivationService/ReadPictures", Scope::Run),
     ("dnd.v1.CaptionService/Caption", Scope::Run),
@@ -92,7 +94,7 @@ fn scope_of(method: &str) -> Scope {
 
 /// Counts a refusal.
 pub(crate) fn refused(reason: &str) {
-    metrics::counter!("dnd_refused_total", "reason" => reason.to_owned()).increment(1);
+    metrics::counter!(REFUSED.name, "reason" => reason.to_owned()).increment(1);
 }
 
 /// The tokens of a file, of which only the digests are known.

@@ -23,7 +23,7 @@ use http_body::{Frame, SizeHint};
 use tokio::{
     net::lookup_host,
     sync::oneshot,
-    time::{Instant, Sleep, sleep_until, timeout, timeout_at},
+    time::{Instant, Sleep, sleep, sleep_until, timeout, timeout_at},
 };
 use tonic::{Code, Status, body::Body, transport::Channel};
 use tower::{Service, ServiceExt as _};
@@ -40,6 +40,9 @@ use crate::{
 /// How long a name server has to answer.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Why a replica failed that took a call and never answered.
+const SILENT: &str = "it said nothing";
+
 /// How replicas are found and watched.
 #[derive(Debug, Clone, Copy)]
 pub struct Watch {
@@ -51,11 +54,19 @@ pub struct Watch {
     pub ping: Duration,
     /// and has failed if it does not say so within this.
     pub ping_timeout: Duration,
+    /// A call of which nothing is heard for so long is given up: its replica is there, and its model hangs. Not limited by default.
+    pub silence: Option<Duration>,
 }
 
 impl Default for Watch {
     fn default() -> Self {
-        Self { lookup: Duration::from_secs(10), eject: Duration::from_secs(1), ping: Duration::from_secs(10), ping_timeout: Duration::from_secs(20) }
+        Self {
+            lookup: Duration::from_secs(10),
+            eject: Duration::from_secs(1),
+            ping: Duration::from_secs(10),
+            ping_timeout: Duration::from_secs(20),
+            silence: None,
+        }
     }
 }
 
@@ -354,15 +365,28 @@ async fn send(shared: Arc<Shared>, request: Request<Body>, deadline: Option<Inst
         let outgoing = Outgoing { body, back: Some(back), messages: Messages::default(), ticket: Arc::clone(&ticket) };
         let request = Request::from_parts(parts.clone(), Body::new(outgoing));
         let mut channel = replica.channel.clone();
-        let Some(answered) = before(deadline, async { channel.ready().await?.call(request).await }).await else {
-            ticket.failed(&"it said nothing");
-            return Err(late(&path));
+        let silence = shared.watch.silence;
+        let given_up = silence.and_then(|silence| Instant::now().checked_add(silence));
+        let Some(answered) = before(deadline.into_iter().chain(given_up).min(), async { channel.ready().await?.call(request).await }).await else {
+            ticket.failed(&SILENT);
+            let deadline_came = deadline.is_some_and(|at| at <= Instant::now());
+            return Err(if deadline_came { late(&path) } else { silent(&path, silence.unwrap_or_default()) });
         };
         match answered {
             Ok(response) => {
                 ticket.ended(response.headers());
                 let late = deadline.map(|at| Box::pin(sleep_until(at)));
-                return Ok(response.map(|body| Body::new(Incoming { body: Some(body), messages: Messages::default(), silent: true, late, path, ticket })));
+                return Ok(response.map(|body| {
+                    Body::new(Incoming {
+                        body: Some(body),
+                        messages: Messages::default(),
+                        silent: true,
+                        late,
+                        silence: silence.map(Silence::new),
+                        path,
+                        ticket,
+                    })
+                }));
             }
             Err(error) => {
                 ticket.failed(&channel::innermost(&error));
@@ -387,6 +411,10 @@ async fn before<F: Future>(deadline: Option<Instant>, work: F) -> Option<F::Outp
 
 fn late(path: &str) -> Status {
     Fault::new(Code::DeadlineExceeded, "DEADLINE", format!("{path} did not end in time")).into()
+}
+
+fn silent(path: &str, silence: Duration) -> Status {
+    Fault::new(Code::DeadlineExceeded, "SILENT", format!("{path} said nothing for {silence:?}")).into()
 }
 
 /// The body of a request. While nobody has begun to read it, it is given back when it is dropped.
@@ -436,8 +464,27 @@ struct Incoming {
     /// Whether nothing has come yet.
     silent: bool,
     late: Option<Pin<Box<Sleep>>>,
+    silence: Option<Silence>,
     path: String,
     ticket: Arc<Ticket>,
+}
+
+/// How long nothing may be heard.
+struct Silence {
+    longest: Duration,
+    ends: Pin<Box<Sleep>>,
+}
+
+impl Silence {
+    fn new(longest: Duration) -> Self {
+        Self { longest, ends: Box::pin(sleep(longest)) }
+    }
+
+    fn begin_again(&mut self) {
+        if let Some(end) = Instant::now().checked_add(self.longest) {
+            self.ends.as_mut().reset(end);
+        }
+    }
 }
 
 impl http_body::Body for Incoming {
@@ -450,6 +497,9 @@ impl http_body::Body for Incoming {
         match Pin::new(body).poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
                 this.silent = false;
+                if let Some(silence) = &mut this.silence {
+                    silence.begin_again();
+                }
                 if let Some(data) = frame.data_ref() {
                     this.ticket.received(this.messages.count(data));
                 }
@@ -471,14 +521,19 @@ impl http_body::Body for Incoming {
             }
             Poll::Pending => {}
         }
-        let Some(late_at) = &mut this.late else { return Poll::Pending };
-        ready!(late_at.as_mut().poll(context));
-        if this.silent {
-            this.ticket.failed(&"it said nothing");
+        let late_now = this.late.as_mut().is_some_and(|late| late.as_mut().poll(context).is_ready());
+        let silent_for = this.silence.as_mut().and_then(|silence| silence.ends.as_mut().poll(context).is_ready().then_some(silence.longest));
+        let status = match (late_now, silent_for) {
+            (true, _) => late(&this.path),
+            (false, Some(longest)) => silent(&this.path, longest),
+            (false, None) => return Poll::Pending,
+        };
+        if this.silent || silent_for.is_some() {
+            this.ticket.failed(&SILENT);
         }
         this.ticket.close();
         this.body = None;
-        Poll::Ready(Some(Err(late(&this.path))))
+        Poll::Ready(Some(Err(status)))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -1,24 +1,42 @@
-//! Dynamic batching: callers queue items, owner threads take what waits.
+//! Admission and dynamic batching: callers queue items, owner threads take what waits.
 //!
-//! A session runs on one thread at a time, so each [`Worker`] lives on a thread of its own. An idle worker takes the oldest item and
-//! whatever compatible ones wait beside it, up to the limit; it never waits for more. Items whose caller has gone are dropped unrun.
+//! A session runs on one thread at a time, so each [`Worker`] lives on a thread of its own. An idle worker takes an item and whatever compatible ones wait beside
+//! it, up to the limit; it never waits for more.
+//!
+//! Each call has a line of its own, and the lines take turns: what a call sends first waits for at most one item of every other, however many they have. So it is
+//! the first item of each line that counts for whether the queue is full. A call that finds it full is refused as a whole, before anything was done for it, with
+//! when to come again. One that was taken in is never refused: it has only as many items in its line as are worked on for a call at a time, and gRPC's flow control
+//! holds the rest back at its sender, which costs nothing; refusing them one by one would have all of them sent again.
 
 use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
-use tokio::{
-    runtime::Handle,
-    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use tokio::{runtime::Handle, sync::oneshot};
+use tonic::Code;
+use tracing::error;
+
+use crate::{
+    Fault,
+    call::{self, Call, shutting_down},
+    metrics::{BATCH_ITEMS, BATCH_SECONDS, BATCH_STOPPED, ENGINE_FAILURES, QUEUE_DROPPED, QUEUE_REFUSED, QUEUE_SECONDS, QUEUE_UNITS},
 };
 
-use crate::Fault;
+/// Batches in a row of which a model answered nothing, before it has to show that it can answer at all.
+const FAILURES: u32 = 3;
+/// What a refused caller is asked to wait, at least and at most.
+const SOONEST: Duration = Duration::from_millis(100);
+const LATEST: Duration = Duration::from_secs(30);
+/// The reason of a batch that was stopped because nobody waited for it.
+const CALLER_GONE: &str = "CALLER_GONE";
 
 /// Runs batches on a thread of its own.
 pub trait Worker: Send + 'static {
@@ -32,29 +50,57 @@ pub trait Worker: Send + 'static {
     /// The key of an item.
     fn key(item: &Self::Item) -> Self::Key;
 
+    /// What an item is worth of the queue, in the unit of the model's work: pictures, texts, tokens, denoising steps.
+    fn cost(_: &Self::Item) -> usize {
+        1
+    }
+
+    /// Has the model answer something that it must be able to answer: before the first batch, and where several failed in a row. If it can't, its service can't
+    /// serve.
+    fn warm_up(&mut self) -> Result<(), Fault>;
+
     /// Runs a batch of items of equal keys: as many results as items, in their order. Long loops look at `stop` at each step.
     fn run(&mut self, batch: Vec<Self::Item>, stop: &Stop) -> Vec<Result<Self::Output, Fault>>;
 }
 
-/// Whether the results are still wanted: not when the service is shutting down.
+/// Whether the results of a batch are still wanted: not when the service is shutting down, and not when all its callers have left.
 #[derive(Debug, Clone, Default)]
-pub struct Stop(Arc<AtomicBool>);
+pub struct Stop {
+    closing: Arc<AtomicBool>,
+    callers: Vec<Caller>,
+}
 
 impl Stop {
     /// The fault to end with, if the results are wanted no more.
     pub fn check(&self) -> Result<(), Fault> {
-        if self.0.load(Ordering::Relaxed) { Err(shutting_down()) } else { Ok(()) }
+        if self.closing.load(Ordering::Relaxed) {
+            return Err(shutting_down());
+        }
+        if !self.callers.is_empty() && self.callers.iter().all(|caller| caller.has_left().is_some()) {
+            return Err(Fault::new(Code::Cancelled, CALLER_GONE, "nobody waits for it any more"));
+        }
+        Ok(())
     }
 }
 
-fn shutting_down() -> Fault {
-    Fault::new(tonic::Code::Unavailable, "SHUTTING_DOWN", "the service is shutting down")
+/// Who waits for an item.
+#[derive(Debug, Clone)]
+struct Caller {
+    here: Weak<()>,
+    deadline: Option<Instant>,
+}
+
+impl Caller {
+    /// Why it waits no more.
+    fn has_left(&self) -> Option<&'static str> {
+        if self.here.strong_count() == 0 { Some("left") } else { self.deadline.is_some_and(|at| at <= Instant::now()).then_some("deadline") }
+    }
 }
 
 /// How much waits, and how much is run together.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Items that may wait; further callers wait for room.
+    /// What may wait, by the cost of items.
     pub queue: usize,
     /// Items of a batch at most.
     pub batch: usize,
@@ -63,62 +109,186 @@ pub struct Limits {
 struct Waiting<W: Worker> {
     item: W::Item,
     answer: oneshot::Sender<Result<W::Output, Fault>>,
-    _room: OwnedSemaphorePermit,
+    caller: Caller,
+    call: Option<Arc<Call>>,
+    cost: usize,
+    since: Instant,
+}
+
+/// What waits of one call.
+struct Line<W: Worker> {
+    call: u64,
+    items: VecDeque<Waiting<W>>,
 }
 
 struct State<W: Worker> {
-    waiting: VecDeque<Waiting<W>>,
+    /// The one whose turn it is first; none is empty.
+    lines: VecDeque<Line<W>>,
     closed: bool,
+    /// Seconds that a unit of work has taken lately.
+    pace: f64,
 }
 
 struct Shared<W: Worker> {
+    name: String,
+    limits: Limits,
     state: Mutex<State<W>>,
     changed: Condvar,
+    closing: Arc<AtomicBool>,
+    depth: Gauge,
+    waited: Histogram,
+    refused: Counter,
 }
 
 impl<W: Worker> Shared<W> {
-    /// The queue is only pushed to and taken from under the lock, so it is whole even after a panic.
+    /// The queue is only changed in single steps under the lock, so it is whole even after a panic.
     fn lock(&self) -> MutexGuard<'_, State<W>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts an item in its call's line, unless the call is new and there is no room for it.
+    fn queue(&self, item: W::Item, here: &Arc<()>) -> Result<oneshot::Receiver<Result<W::Output, Fault>>, Fault> {
+        let call = call::current();
+        let id = call.as_ref().map_or(0, |call| call.id);
+        let cost = W::cost(&item).max(1);
+        let (answer, answered) = oneshot::channel();
+        let mut state = self.lock();
+        if state.closed {
+            return Err(shutting_down());
+        }
+        if let Some(call) = &call
+            && !call.admitted.load(Ordering::Relaxed)
+        {
+            // What has left makes room first.
+            self.sweep(&mut state);
+            let taken: usize = state.lines.iter().filter_map(|line| line.items.front()).map(|first| first.cost).sum();
+            if taken > 0 && taken + cost > self.limits.queue {
+                let delay = Duration::from_secs_f64((state.pace * taken as f64).clamp(SOONEST.as_secs_f64(), LATEST.as_secs_f64()));
+                self.refused.increment(1);
+                let message =
+                    format!("the queue of the {} model is full: {taken} of {} units of work; come again in {delay:.1?}", self.name, self.limits.queue);
+                let fault = Fault::new(Code::ResourceExhausted, "QUEUE_FULL", message).retry_after(delay);
+                call.refuse(fault.clone());
+                return Err(fault);
+            }
+            call.admitted.store(true, Ordering::Relaxed);
+        }
+        let deadline = call.as_ref().and_then(|call| call.deadline).map(tokio::time::Instant::into_std);
+        let waiting = Waiting { item, answer, caller: Caller { here: Arc::downgrade(here), deadline }, call, cost, since: Instant::now() };
+        self.depth.increment(cost as f64);
+        match state.lines.iter_mut().find(|line| line.call == id) {
+            Some(line) => line.items.push_back(waiting),
+            None => state.lines.push_back(Line { call: id, items: VecDeque::from([waiting]) }),
+        }
+        drop(state);
+        self.changed.notify_one();
+        Ok(answered)
+    }
+
+    /// Drops what nobody waits for any more.
+    fn sweep(&self, state: &mut State<W>) {
+        for line in &mut state.lines {
+            line.items.retain(|waiting| {
+                let left = waiting.caller.has_left();
+                if let Some(reason) = left {
+                    self.depth.decrement(waiting.cost as f64);
+                    counter!(QUEUE_DROPPED.name, "model" => self.name.clone(), "reason" => reason).increment(1);
+                }
+                left.is_none()
+            });
+        }
+        state.lines.retain(|line| !line.items.is_empty());
+    }
+
+    /// The next item, and compatible ones, of each line in turn; the others keep their places. Empty when closed.
+    fn take(&self) -> Vec<Waiting<W>> {
+        let mut state = self.lock();
+        loop {
+            self.sweep(&mut state);
+            if let Some(first) = state.lines.front().and_then(|line| line.items.front()) {
+                let key = W::key(&first.item);
+                let limit = self.limits.batch.max(1);
+                let mut batch = Vec::new();
+                let mut served = vec![false; state.lines.len()];
+                while batch.len() < limit {
+                    let before = batch.len();
+                    for (line, served) in state.lines.iter_mut().zip(&mut served) {
+                        if batch.len() == limit {
+                            break;
+                        }
+                        let place = line.items.iter().position(|waiting| W::key(&waiting.item) == key);
+                        if let Some(waiting) = place.and_then(|place| line.items.remove(place)) {
+                            *served = true;
+                            batch.push(waiting);
+                        }
+                    }
+                    if batch.len() == before {
+                        break;
+                    }
+                }
+                // Who had a turn comes after all others.
+                let (had, not): (Vec<_>, Vec<_>) = state.lines.drain(..).zip(served).partition(|(_, served)| *served);
+                state.lines = not.into_iter().chain(had).map(|(line, _)| line).filter(|line| !line.items.is_empty()).collect();
+                for waiting in &batch {
+                    self.depth.decrement(waiting.cost as f64);
+                    self.waited.record(waiting.since.elapsed());
+                }
+                return batch;
+            }
+            if state.closed {
+                return Vec::new();
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
     }
 }
 
 /// The queue of a model, and the threads that own its sessions.
 pub struct Batcher<W: Worker> {
     shared: Arc<Shared<W>>,
-    room: Arc<Semaphore>,
-    stop: Stop,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl<W: Worker> Batcher<W> {
-    /// Starts a thread for each worker; `name` is what a debugger shows.
-    pub fn start(name: &str, workers: Vec<W>, limits: Limits) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared { state: Mutex::new(State { waiting: VecDeque::new(), closed: false }), changed: Condvar::new() });
-        let stop = Stop::default();
-        let threads = workers
-            .into_iter()
-            .map(|worker| {
-                let (shared, stop) = (Arc::clone(&shared), stop.clone());
-                std::thread::Builder::new().name(name.to_owned()).spawn(move || own(worker, &shared, limits.batch.max(1), &stop))
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(Self { shared, room: Arc::new(Semaphore::new(limits.queue.max(1))), stop, threads })
+    /// Warms up each worker and starts a thread for it; `name` is what metrics, refusals and a debugger show. Blocking.
+    pub fn start(name: &str, mut workers: Vec<W>, limits: Limits) -> Result<Self, Fault> {
+        workers.iter_mut().try_for_each(Worker::warm_up)?;
+        let model = || name.to_owned();
+        let shared = Arc::new(Shared {
+            name: name.to_owned(),
+            limits,
+            state: Mutex::new(State { lines: VecDeque::new(), closed: false, pace: 0.0 }),
+            changed: Condvar::new(),
+            closing: Arc::default(),
+            depth: gauge!(QUEUE_UNITS.name, "model" => model()),
+            waited: histogram!(QUEUE_SECONDS.name, "model" => model()),
+            refused: counter!(QUEUE_REFUSED.name, "model" => model()),
+        });
+        let count = workers.len().max(1);
+        let threads = workers.into_iter().map(|worker| {
+            let owner = Owner::new(worker, Arc::clone(&shared), count);
+            std::thread::Builder::new().name(name.to_owned()).spawn(move || owner.run())
+        });
+        let threads = threads.collect::<Result<_, _>>().map_err(|e| Fault::internal(format!("no thread can be started: {e}")))?;
+        Ok(Self { shared, threads })
     }
 
-    /// Queues an item, once there is room, and waits for what becomes of it. Dropping the future takes the item back unless it is running.
+    /// Queues an item and waits for what becomes of it. Dropping the future takes the item back unless it is running. Where the queue is full, the call that this
+    /// is a part of is refused.
     pub async fn submit(&self, item: W::Item) -> Result<W::Output, Fault> {
-        let room = Arc::clone(&self.room).acquire_owned().await.map_err(|_| shutting_down())?;
-        let (answer, answered) = oneshot::channel();
-        self.shared.lock().waiting.push_back(Waiting { item, answer, _room: room });
-        self.shared.changed.notify_one();
-        answered.await.map_err(|_| shutting_down())?
+        let here = Arc::new(());
+        let answered = self.shared.queue(item, &here)?;
+        answered.await.map_err(|_| if self.shared.lock().closed { shutting_down() } else { Fault::new(Code::DeadlineExceeded, "DEADLINE", self.too_late()) })?
+    }
+
+    fn too_late(&self) -> String {
+        format!("the caller's deadline passed in the queue of the {} model", self.shared.name)
     }
 }
 
 impl<W: Worker> Drop for Batcher<W> {
     fn drop(&mut self) {
-        self.stop.0.store(true, Ordering::Relaxed);
+        self.shared.closing.store(true, Ordering::Relaxed);
         self.shared.lock().closed = true;
         self.shared.changed.notify_all();
         let threads: Vec<_> = self.threads.drain(..).collect();
@@ -131,50 +301,80 @@ impl<W: Worker> Drop for Batcher<W> {
     }
 }
 
-/// The oldest item whose caller still waits, and the compatible ones behind it; the others keep their places. Empty when closed.
-fn take<W: Worker>(shared: &Shared<W>, limit: usize) -> Vec<Waiting<W>> {
-    let mut state = shared.lock();
-    loop {
-        state.waiting.retain(|w| !w.answer.is_closed());
-        if let Some(first) = state.waiting.pop_front() {
-            let key = W::key(&first.item);
-            let mut batch = vec![first];
-            let mut rest = VecDeque::with_capacity(state.waiting.len());
-            for waiting in state.waiting.drain(..) {
-                if batch.len() < limit && W::key(&waiting.item) == key {
-                    batch.push(waiting);
-                } else {
-                    rest.push_back(waiting);
-                }
-            }
-            state.waiting = rest;
-            return batch;
-        }
-        if state.closed {
-            return Vec::new();
-        }
-        state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-    }
+/// A worker on its thread.
+struct Owner<W: Worker> {
+    worker: W,
+    shared: Arc<Shared<W>>,
+    /// Workers that share the queue.
+    count: usize,
+    /// Batches in a row of which nothing was answered.
+    failures: u32,
+    batch_items: Histogram,
+    batch_seconds: Histogram,
 }
 
-fn own<W: Worker>(mut worker: W, shared: &Shared<W>, limit: usize, stop: &Stop) {
-    loop {
-        let batch = take(shared, limit);
-        if batch.is_empty() {
-            return;
+impl<W: Worker> Owner<W> {
+    fn new(worker: W, shared: Arc<Shared<W>>, count: usize) -> Self {
+        let model = || shared.name.clone();
+        let (batch_items, batch_seconds) = (histogram!(BATCH_ITEMS.name, "model" => model()), histogram!(BATCH_SECONDS.name, "model" => model()));
+        Self { worker, shared, count, failures: 0, batch_items, batch_seconds }
+    }
+
+    fn run(mut self) {
+        loop {
+            let batch = self.shared.take();
+            if batch.is_empty() {
+                return;
+            }
+            if batch.len() < self.shared.limits.batch {
+                // More may wait than this worker could use: let another see to it.
+                self.shared.changed.notify_one();
+            }
+            self.run_batch(batch);
         }
-        if batch.len() < limit {
-            // More may wait than this worker could use: let another see to it.
-            shared.changed.notify_one();
-        }
-        let (items, answers): (Vec<_>, Vec<_>) = batch.into_iter().map(|w| (w.item, w.answer)).unzip();
-        let count = items.len();
-        let results = catch_unwind(AssertUnwindSafe(|| worker.run(items, stop)))
+    }
+
+    fn run_batch(&mut self, batch: Vec<Waiting<W>>) {
+        let count = batch.len();
+        let units: usize = batch.iter().map(|waiting| waiting.cost).sum();
+        let life = batch.iter().find_map(|waiting| waiting.call.as_ref()).map(|call| Arc::clone(&call.life));
+        let stop = Stop { closing: Arc::clone(&self.shared.closing), callers: batch.iter().map(|waiting| waiting.caller.clone()).collect() };
+        let (items, answers): (Vec<_>, Vec<_>) = batch.into_iter().map(|waiting| (waiting.item, waiting.answer)).unzip();
+        let since = Instant::now();
+        let results = catch_unwind(AssertUnwindSafe(|| self.worker.run(items, &stop)))
             .unwrap_or_else(|_| vec_of(count, || Err(Fault::internal("the model's thread panicked on this batch; the service's log has the details"))));
+        let took = since.elapsed();
+        self.batch_items.record(count as f64);
+        self.batch_seconds.record(took);
+        let failed = !results.is_empty() && results.iter().all(|result| matches!(result, Err(fault) if fault.code() == Code::Internal));
+        if results.iter().any(|result| matches!(result, Err(fault) if fault.reason() == CALLER_GONE)) {
+            counter!(BATCH_STOPPED.name, "model" => self.shared.name.clone()).increment(1);
+        } else {
+            let pace = took.as_secs_f64() / (units * self.count) as f64;
+            let mut state = self.shared.lock();
+            state.pace = if state.pace > 0.0 { 0.8 * state.pace + 0.2 * pace } else { pace };
+        }
         let mut results = results.into_iter();
         for answer in answers {
             let result = results.next().unwrap_or_else(|| Err(Fault::internal("the model gave fewer results than it was asked for")));
             let _ = answer.send(result);
+        }
+        self.failures = if failed { self.failures + 1 } else { 0 };
+        if failed {
+            counter!(ENGINE_FAILURES.name, "model" => self.shared.name.clone()).increment(1);
+        }
+        if self.failures >= FAILURES {
+            // The inputs may have been to blame.
+            match catch_unwind(AssertUnwindSafe(|| self.worker.warm_up())) {
+                Ok(Ok(())) => self.failures = 0,
+                broken => {
+                    let why = broken.map_or_else(|_| "it panicked".to_owned(), |answered| answered.err().map_or_else(String::new, |fault| fault.to_string()));
+                    error!(model = self.shared.name, why, "the model answers nothing any more");
+                    if let Some(life) = life {
+                        life.fail(format!("the {} model failed {} times in a row, and then at its warm-up: {why}", self.shared.name, self.failures));
+                    }
+                }
+            }
         }
     }
 }
@@ -200,7 +400,7 @@ fn vec_of<T>(count: usize, make: impl Fn() -> T) -> Vec<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::mpsc, time::Duration};
+    use std::sync::mpsc;
 
     use super::*;
 
@@ -217,6 +417,10 @@ mod tests {
 
         fn key(item: &u32) -> bool {
             item.is_multiple_of(2)
+        }
+
+        fn warm_up(&mut self) -> Result<(), Fault> {
+            Ok(())
         }
 
         fn run(&mut self, batch: Vec<u32>, _: &Stop) -> Vec<Result<u32, Fault>> {
@@ -236,13 +440,17 @@ mod tests {
         (Arc::new(batcher), seen, open)
     }
 
+    fn waiting(batcher: &Batcher<Doubler>) -> usize {
+        batcher.shared.lock().lines.iter().map(|line| line.items.len()).sum()
+    }
+
     async fn queued(batcher: &Arc<Batcher<Doubler>>, item: u32) -> tokio::task::JoinHandle<Result<u32, Fault>> {
-        let before = batcher.shared.lock().waiting.len();
+        let before = waiting(batcher);
         let handle = tokio::spawn({
             let batcher = Arc::clone(batcher);
             async move { batcher.submit(item).await }
         });
-        while batcher.shared.lock().waiting.len() == before && !handle.is_finished() {
+        while waiting(batcher) == before && !handle.is_finished() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         handle
@@ -283,34 +491,5 @@ mod tests {
         let fault = batcher.submit(13).await.unwrap_err();
         assert_eq!(fault.code(), tonic::Code::Internal);
         assert_eq!(batcher.submit(21).await.unwrap(), 42);
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn callers_wait_for_room_in_the_queue() {
-        let (batcher, seen, open) = start(Limits { queue: 1, batch: 1 });
-        let running = tokio::spawn({
-            let batcher = Arc::clone(&batcher);
-            async move { batcher.submit(1).await }
-        });
-        tokio::task::block_in_place(|| seen.recv()).unwrap();
-        let waiting = tokio::spawn({
-            let batcher = Arc::clone(&batcher);
-            async move { batcher.submit(2).await }
-        });
-        while batcher.shared.lock().waiting.is_empty() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        let outside = tokio::spawn({
-            let batcher = Arc::clone(&batcher);
-            async move { batcher.submit(3).await }
-        });
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        assert_eq!(batcher.shared.lock().waiting.len(), 1);
-        open.send(()).unwrap();
-        open.send(()).unwrap();
-        open.send(()).unwrap();
-        assert_eq!(running.await.unwrap().unwrap(), 2);
-        assert_eq!(waiting.await.unwrap().unwrap(), 4);
-        assert_eq!(outside.await.unwrap().unwrap(), 6);
     }
 }

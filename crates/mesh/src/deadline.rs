@@ -2,11 +2,13 @@
 
 use std::{future::Future, time::Duration};
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 use tokio::{task::futures::TaskLocalFuture, time::Instant};
 
 /// The header of a call that says how long its caller waits.
 pub(crate) const HEADER: &str = "grpc-timeout";
+/// A hop answers so much before its caller gives up, so that the caller still hears what took so long.
+const AHEAD: Duration = Duration::from_millis(20);
 /// The most digits that the header takes.
 const MOST: u128 = 99_999_999;
 
@@ -25,6 +27,22 @@ pub fn within<F: Future>(limit: Duration, work: F) -> TaskLocalFuture<Option<Ins
     DEADLINE.scope(current().into_iter().chain(limit).min(), work)
 }
 
+/// Work under a deadline of its own, whatever held before.
+pub(crate) fn under<F: Future>(deadline: Option<Instant>, work: F) -> TaskLocalFuture<Option<Instant>, F> {
+    DEADLINE.scope(deadline, work)
+}
+
+/// As [`under`], for one step of the work.
+pub(crate) fn step<T>(deadline: Option<Instant>, work: impl FnOnce() -> T) -> T {
+    DEADLINE.sync_scope(deadline, work)
+}
+
+/// When a call that has just arrived is to be answered. A header that can't be read is none, as for tonic.
+pub(crate) fn of(headers: &HeaderMap) -> Option<Instant> {
+    let left = parse(headers.get(HEADER)?.to_str().ok()?)?;
+    Instant::now().checked_add(left - AHEAD.min(left / 4))
+}
+
 /// The header for a call that has so long.
 pub(crate) fn header(left: Duration) -> HeaderValue {
     let text = match left.as_millis() {
@@ -35,7 +53,6 @@ pub(crate) fn header(left: Duration) -> HeaderValue {
     HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("0m"))
 }
 
-#[cfg(test)]
 fn parse(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {

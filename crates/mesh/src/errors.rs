@@ -80,6 +80,7 @@ pub const REASONS: &[Reason] = &[
     reason("SERVICE_AWAY", &[Code::Unavailable], "A model service is not there, also after the call has waited for it.", "Start it: a job that is paused for it goes on by itself."),
     reason("SERVICE_FAILED", &[], "A model service failed; the code is its own.", "The message names the service and its reason."),
     reason("SHUTTING_DOWN", &[Code::Unavailable], "The service is ending.", "Ask again; another replica, or the service once it is back, answers."),
+    reason("SILENT", &[Code::DeadlineExceeded], "A model service took a call and said nothing of it for as long as `--stage-timeout` allows.", "Look whether its model hangs; where its batches take that long, allow more."),
     reason("STORAGE", &[Code::Internal], "The service's disk does not work, or is full.", "The message has the system's own."),
     reason("STORE", &[Code::Unavailable], "The database that keeps jobs and results does not answer.", "Ask again; the orchestrator's log has the details."),
     reason("TLS_HANDSHAKE", &[Code::Unauthenticated], "No TLS connection came about.", "Check that both ends speak TLS: `https` to a service with `--tls-cert`."),

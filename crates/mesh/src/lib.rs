@@ -1,21 +1,25 @@
 //! What every server and every client of the mesh shares.
 //!
 //! A service is made of its tonic server, the [`Slot`] that its model goes into once it has loaded, and [`server::serve`], which puts
-//! the same stack of layers, health, reflection and shutdown around each. Work that a model does goes through a [`batch::Batcher`];
-//! streams of items are answered by [`items::answer`]. Who may connect is [`tls`]'s business, and who may call what is [`auth`]'s.
+//! the same stack of layers, health, metrics, reflection and shutdown around each. Work that a model does goes through a [`batch::Batcher`];
+//! streams of items are answered by [`items::answer`]. Who may connect is [`tls`]'s business, and who may call what is [`auth`]'s. Clients reach a service over a
+//! [`balance::Balanced`].
 
 #[cfg(test)]
 mod access_tests;
+mod admin;
 pub mod args;
 pub mod auth;
 pub mod balance;
 pub mod batch;
 pub mod blobs;
+mod call;
 pub mod channel;
 pub mod deadline;
 pub mod errors;
 pub mod fault;
 pub mod items;
+pub mod metrics;
 pub mod parameters;
 pub mod program;
 mod reloaded;

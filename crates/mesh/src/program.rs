@@ -3,7 +3,7 @@
 use std::{future::Future, io, time::Duration};
 
 /// How long the end of a program waits for work that blocks a thread, such as a model that is being loaded.
-const AT_THE_END: Duration = Duration::from_secs(5);
+pub(crate) const AT_THE_END: Duration = Duration::from_secs(2);
 
 /// Runs a program to its end on all the machine's threads.
 ///

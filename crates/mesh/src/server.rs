@@ -1,6 +1,6 @@
 //! The stack around every service, and its life: listen, load, serve, drain, end.
 
-use std::{any::Any, convert::Infallible, future::Future, io, net::SocketAddr, time::Duration};
+use std::{any::Any, convert::Infallible, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures::Stream;
 use http::{Request, Response};
@@ -11,7 +11,6 @@ use tokio::{
     sync::oneshot,
     task::JoinSet,
 };
-use tokio_util::sync::CancellationToken;
 use tonic::{
     Status,
     body::Body,
@@ -31,9 +30,13 @@ use tracing::{error, info, warn};
 
 use crate::{
     Fault,
+    admin::Admin,
     args::ServeArgs,
     auth::Guard,
-    channel, telemetry,
+    call::{CallLayer, Life, State},
+    channel,
+    metrics::MeasureLayer,
+    program, telemetry,
     tls::{Acceptor, ClientCertificate},
 };
 
@@ -54,6 +57,9 @@ pub enum ServeError {
     /// The model can't be loaded.
     #[error("{0}")]
     Load(String),
+    /// The model answers nothing any more.
+    #[error("{0}")]
+    Failing(String),
     /// The transport broke.
     #[error("the server broke: {0}")]
     Transport(#[from] tonic::transport::Error),
@@ -87,7 +93,8 @@ impl Services {
 }
 
 /// Runs a service's whole life: logs, listens at once, loads its model, says SERVING, and on SIGTERM or Ctrl-C says NOT_SERVING, lets running
-/// calls end and returns, after the grace period at the latest. `load` runs on a thread of its own.
+/// calls end and returns, after the grace period at the latest. It ends by itself, with an error, if its model answers nothing any more. `load` runs on a thread
+/// of its own.
 pub async fn serve<E>(args: &ServeArgs, services: Services, load: impl FnOnce() -> Result<(), E> + Send + 'static) -> Result<(), ServeError>
 where
     E: std::fmt::Display + Send + 'static,
@@ -95,6 +102,10 @@ where
     let _telemetry = telemetry::init(&args.log, args.otlp.as_deref());
     let guard = Guard::open(&args.access).map_err(ServeError::Access)?;
     let acceptor = acceptor(args).map_err(ServeError::Access)?;
+    let admin = match args.admin {
+        Some(address) => Some(Admin::open(address, args.port_file.as_deref()).await?),
+        None => None,
+    };
     let listen = |source| ServeError::Listen { address: args.listen, source };
     let listener = TcpListener::bind(args.listen).await.map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
@@ -103,22 +114,24 @@ where
     }
     info!(%address, "listening; the model is loading");
 
+    let life = Arc::new(Life::default());
     let (health, health_service) = tonic_health::server::health_reporter();
     let names = services.names.clone();
     mark(&health, &names, ServingStatus::NotServing).await;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let stopping = CancellationToken::new();
 
     let drain = async {
         tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () }
         info!("stopping: no new calls, running ones get {} s", args.grace);
         mark(&health, &names, ServingStatus::NotServing).await;
-        stopping.cancel();
+        life.state.send_replace(State::Stopping);
+        life.stopping.cancel();
     };
     let overdue = async {
-        stopping.cancelled().await;
-        tokio::time::sleep(args.grace()).await;
+        life.stopping.cancelled().await;
+        // The program's end takes its part of the grace period.
+        tokio::time::sleep(args.grace().saturating_sub(program::AT_THE_END).max(args.grace() / 2)).await;
     };
     // On a thread of its own, not one that the runtime waits for: a load that takes long must not hold up the end.
     let (loaded, loading) = oneshot::channel();
@@ -127,20 +140,30 @@ where
     })?;
     let broken = async {
         let problem = match loading.await {
-            Ok(Ok(())) if stopping.is_cancelled() => return std::future::pending().await,
+            Ok(Ok(())) if life.stopping.is_cancelled() => return std::future::pending().await,
             Ok(Ok(())) => {
                 mark(&health, &names, ServingStatus::Serving).await;
+                life.state.send_replace(State::Serving);
                 info!(%address, "serving");
-                return std::future::pending().await;
+                let why = life.failed().await;
+                mark(&health, &names, ServingStatus::NotServing).await;
+                return ServeError::Failing(why);
             }
             Ok(Err(error)) => error.to_string(),
             Err(_) => "the model's loader panicked; the log has the details".to_owned(),
         };
         ServeError::Load(problem)
     };
+    let administer = async {
+        match admin {
+            Some(admin) => admin.serve(life.state.subscribe(), health_service.clone()).await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
-        served = serve_on(services.with(health_service), guard, acceptor.incoming(listener), drain) => served,
+        served = run(services.with(health_service.clone()), guard, acceptor.incoming(listener), Arc::clone(&life), drain) => served,
         error = broken => Err(error),
+        administered = administer => administered,
         () = overdue => {
             warn!("calls were still running at the end of the grace period; leaving them");
             Ok(())
@@ -171,13 +194,19 @@ pub async fn serve_on<IO>(
 where
     IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
-    let stack = ServiceBuilder::new()
-        // Outermost, so that a call's span holds everything that happens in it, refusals and panics included.
-        .layer(TraceLayer::new(callers_faults_are_no_failures()).make_span_with(telemetry::span_of::<Body>))
-        // Outside of all that can panic; the connection and its other calls go on.
-        .layer(CatchPanicLayer::custom(panicked))
-        // Before anything is done for a caller.
-        .layer(AsyncRequireAuthorizationLayer::new(guard));
+    run(services, guard, incoming, Arc::default(), shutdown).await
+}
+
+async fn run<IO>(
+    services: Services,
+    guard: Guard,
+    incoming: impl Stream<Item = io::Result<IO>>,
+    life: Arc<Life>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError>
+where
+    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
     let reflection = |builder: tonic_reflection::server::Builder<'static>| {
         builder.register_encoded_file_descriptor_set(dnd_proto::FILE_DESCRIPTOR_SET).register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
@@ -185,6 +214,17 @@ where
         .with(reflection(tonic_reflection::server::Builder::configure()).build_v1()?)
         // Older clients, Python's among them, speak no other.
         .with(reflection(tonic_reflection::server::Builder::configure()).build_v1alpha()?);
+    let stack = ServiceBuilder::new()
+        // Outermost, so that a call's span holds everything that happens in it, refusals and panics included.
+        .layer(TraceLayer::new(callers_faults_are_no_failures()).make_span_with(telemetry::span_of::<Body>))
+        // Outside of all that answers by itself: each call is counted once, with the code that its caller sees.
+        .layer(MeasureLayer(services.names.into()))
+        // Outside of all that can panic; the connection and its other calls go on.
+        .layer(CatchPanicLayer::custom(panicked))
+        // Before anything is done for a caller.
+        .layer(AsyncRequireAuthorizationLayer::new(guard))
+        // Innermost, so that what the service does knows its call, and is dropped with it at its deadline.
+        .layer(CallLayer(life));
     Server::builder()
         .layer(stack)
         .tcp_nodelay(true)

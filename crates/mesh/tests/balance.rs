@@ -14,7 +14,7 @@ use dnd_mesh::{
     auth::Guard,
     balance::{Balanced, Watch},
     channel::Dial,
-    items,
+    fault, items,
     retry::Patience,
     server::{Services, serve_on},
 };
@@ -110,8 +110,13 @@ impl Drop for Running {
 
 fn over(addresses: &[SocketAddr]) -> Balanced {
     let list: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
-    let watch =
-        Watch { lookup: Duration::from_secs(1), eject: Duration::from_millis(200), ping: Duration::from_millis(300), ping_timeout: Duration::from_millis(700) };
+    let watch = Watch {
+        lookup: Duration::from_secs(1),
+        eject: Duration::from_millis(200),
+        ping: Duration::from_millis(300),
+        ping_timeout: Duration::from_millis(700),
+        ..Watch::default()
+    };
     Dial::default().watched(&list.join(","), watch).unwrap()
 }
 
@@ -191,4 +196,24 @@ async fn a_call_that_a_dead_replica_never_saw_is_answered_by_another() {
     let alive = Running::start_at(&address.to_string(), Duration::ZERO);
     client.get_model(EmbeddingServiceGetModelRequest {}).await.unwrap();
     assert_eq!(alive.answered(), 1);
+}
+
+#[tokio::test]
+async fn a_replica_that_is_there_and_says_nothing_is_given_up_and_one_that_is_slow_is_not() {
+    let (hangs, slow) = (Running::start(Duration::from_secs(600)), Running::start(Duration::from_millis(100)));
+    let watch = Watch { silence: Some(Duration::from_millis(600)), ..Watch::default() };
+    let ask = async |replica: &Running, count: u64| {
+        let requests = (0..count).map(|item_id| EmbedTextsRequest { item_id, text: "a text".into() });
+        let channel = Dial::default().watched(&replica.address.to_string(), watch).unwrap();
+        let mut answers = EmbeddingServiceClient::new(channel).embed_texts(stream::iter(requests.collect::<Vec<_>>())).await?.into_inner();
+        let mut answered = 0;
+        while answers.message().await?.is_some() {
+            answered += 1;
+        }
+        Ok::<u64, Status>(answered)
+    };
+    let status = ask(&hangs, 1).await.unwrap_err();
+    assert_eq!((status.code(), fault::reason_of(&status).as_deref()), (tonic::Code::DeadlineExceeded, Some("SILENT")));
+    assert!(status.message().contains("EmbedTexts"), "{status:?}");
+    assert_eq!(ask(&slow, 40).await.unwrap(), 40, "a second in all, and never silent for long");
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
+use dnd_mesh::batch::Limits;
 use ort::{
     environment::Environment,
     ep,
@@ -64,8 +65,12 @@ pub struct EngineArgs {
     /// Items that the model runs together at most
     #[arg(long, env = "DND_BATCH", default_value_t = DEFAULT_BATCH)]
     pub batch: NonZeroUsize,
+    /// Calls that may wait for the model, each with an item of usual size; further ones are refused, and told when to come again
+    #[arg(long, env = "DND_QUEUE", default_value_t = DEFAULT_QUEUE)]
+    pub queue: NonZeroUsize,
 }
 
+const DEFAULT_QUEUE: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not 0");
 const DEFAULT_BATCH: NonZeroUsize = match NonZeroUsize::new(8) {
     Some(batch) => batch,
     None => NonZeroUsize::MIN,
@@ -75,7 +80,7 @@ const COPIES: u64 = 1 << 30;
 
 impl Default for EngineArgs {
     fn default() -> Self {
-        Self { provider: Provider::Cpu, threads: None, sessions: None, batch: DEFAULT_BATCH }
+        Self { provider: Provider::Cpu, threads: None, sessions: None, batch: DEFAULT_BATCH, queue: DEFAULT_QUEUE }
     }
 }
 
@@ -112,6 +117,11 @@ impl EngineArgs {
     /// Items that are run together at most.
     pub fn batch(&self) -> usize {
         self.batch.into()
+    }
+
+    /// Bounds of the queue of a model whose usual item costs so much.
+    pub fn limits(&self, cost: usize) -> Limits {
+        Limits { queue: self.queue.get().saturating_mul(cost), batch: self.batch() }
     }
 
     fn threads_per_session(&self) -> usize {

@@ -4,10 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use clap::Args;
-use dnd_mesh::{
-    Fault,
-    batch::{Batcher, Limits},
-};
+use dnd_mesh::{Fault, batch::Batcher};
 use dnd_onnx::{Error, folder::ModelFolder, pictures::PictureLimits, runtime::EngineArgs};
 use dnd_proto::v1::{Caption, Model, ModelLimits};
 use serde::Deserialize;
@@ -85,7 +82,7 @@ impl Captioner {
             ModelLimits { picture_bytes: limits.bytes as u64, picture_pixels: limits.pixels, text_tokens: 0, batch: args.batch() as u32 },
         )?;
         let concurrency = 2 * args.batch() * generators.len();
-        let batcher = Batcher::start("captioner", generators, Limits { queue: 2 * concurrency, batch: args.batch() }).map_err(|e| Error::Run(e.to_string()))?;
+        let batcher = Batcher::start("captioner", generators, args.limits(Generation::default().tokens()))?;
         Ok(Self { model, engine: Engine::Generator { batcher, longest }, concurrency })
     }
 

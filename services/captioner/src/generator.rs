@@ -179,7 +179,7 @@ pub(crate) struct Generator {
 }
 
 impl Generator {
-    /// Loads the model of a folder, as often as it is to have sessions, and runs each once; also the tokens that a text of it has at most.
+    /// Loads the model of a folder, as often as it is to have sessions; also the tokens that a text of it has at most.
     pub(crate) fn load(folder: &ModelFolder, architecture: Architecture, args: &EngineArgs) -> Result<(Vec<Self>, u32), Error> {
         let text = Text::read(folder, architecture)?;
         let pre: PreprocessorConfig = folder.json("picture pre-processing", "preprocessor_config.json")?;
@@ -206,7 +206,7 @@ impl Generator {
         let tokenizer = Tokenizer::of(folder, "")?;
         let seen = if embeddings.is_some() { "image_features" } else { "last_hidden_state" };
         let args = &args.for_model(folder.bytes()?);
-        let mut generators = (0..args.session_count())
+        let generators = (0..args.session_count())
             .map(|_| {
                 let vision = runtime::session(&encoder, args)?;
                 if !vision.outputs().iter().any(|output| output.name() == seen) {
@@ -225,12 +225,6 @@ impl Generator {
                 })
             })
             .collect::<Result<Vec<_>, Error>>()?;
-        for generator in &mut generators {
-            let blank = vec![0.0; generator.pre.values()];
-            for caption in generator.generate(blank, 1, Generation { max_new_tokens: 2, ..Generation::default() }, &Stop::default())? {
-                caption?;
-            }
-        }
         Ok((generators, text.longest))
     }
 
@@ -299,6 +293,19 @@ impl Worker for Generator {
 
     fn key(item: &Picture) -> Generation {
         item.generation
+    }
+
+    /// Tokens.
+    fn cost(item: &Picture) -> usize {
+        item.generation.tokens()
+    }
+
+    fn warm_up(&mut self) -> Result<(), Fault> {
+        let blank = vec![0.0; self.pre.values()];
+        for caption in self.generate(blank, 1, Generation { max_new_tokens: 2, ..Generation::default() }, &Stop::default())? {
+            caption?;
+        }
+        Ok(())
     }
 
     fn run(&mut self, items: Vec<Picture>, stop: &Stop) -> Vec<Result<Caption, Fault>> {

@@ -28,6 +28,13 @@ impl Default for Generation {
     }
 }
 
+impl Generation {
+    /// Tokens that the search generates at most, of all sequences.
+    pub(crate) fn tokens(&self) -> usize {
+        self.max_new_tokens as usize * self.num_beams as usize
+    }
+}
+
 /// The search for one caption. It runs on rows of a batch of sequences: one at first, then those of [`Search::running`], until there are none.
 #[derive(Debug)]
 pub(crate) struct Search {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use dnd_mesh::{
     Fault, MAX_TEXT_BYTES,
-    batch::{self, Batcher, Limits, Stop, Worker},
+    batch::{self, Batcher, Stop, Worker},
 };
 use dnd_onnx::{
     Error,
@@ -54,16 +54,10 @@ impl Clip {
         let (vision, text) = encoders(&folder)?;
         let text_tokens = FixedLength::read(&folder, "", config.text_config.max_position_embeddings)?;
         let args = &args.for_model(folder.bytes()?);
-        let mut images = (0..args.session_count()).map(|_| ImageRunner::load(&vision, &pre, &text_tokens, args)).collect::<Result<Vec<_>, _>>()?;
+        let images = (0..args.session_count()).map(|_| ImageRunner::load(&vision, &pre, &text_tokens, args)).collect::<Result<Vec<_>, _>>()?;
         // Texts are few and short: one session is enough for them.
         let length = text_tokens.length();
-        let mut texts = vec![TextRunner::load(&text, text_tokens.clone(), &pre, args)?];
-        for runner in &mut images {
-            runner.embed(vec![0.0; runner.pre.values()], 1)?;
-        }
-        for runner in &mut texts {
-            runner.embed(&[vec![text_tokens.end(); length]])?;
-        }
+        let texts = vec![TextRunner::load(&text, text_tokens.clone(), &pre, args)?];
         let limits = PictureLimits::default();
         let model = folder.model(
             &config.model_type,
@@ -71,14 +65,8 @@ impl Clip {
             ModelLimits { picture_bytes: limits.bytes as u64, picture_pixels: limits.pixels, text_tokens: length as u32, batch: args.batch() as u32 },
         )?;
         let concurrency = 2 * args.batch() * images.len();
-        let limits = Limits { queue: 2 * concurrency, batch: args.batch() };
-        let started = |e: std::io::Error| Error::Run(e.to_string());
-        Ok(Self {
-            model,
-            images: Batcher::start("clip-images", images, limits).map_err(started)?,
-            texts: Batcher::start("clip-texts", texts, limits).map_err(started)?,
-            concurrency,
-        })
+        let limits = args.limits(1);
+        Ok(Self { model, images: Batcher::start("clip-images", images, limits)?, texts: Batcher::start("clip-texts", texts, limits)?, concurrency })
     }
 
     /// What is loaded.
@@ -200,6 +188,11 @@ impl Worker for ImageRunner {
 
     fn key(_: &Bytes) {}
 
+    fn warm_up(&mut self) -> Result<(), Fault> {
+        self.embed(vec![0.0; self.pre.values()], 1)?;
+        Ok(())
+    }
+
     fn run(&mut self, items: Vec<Bytes>, _: &Stop) -> Vec<Result<Embedding, Fault>> {
         let mut tensor = Vec::with_capacity(items.len() * self.pre.values());
         let read: Vec<Result<(), Fault>> = items
@@ -260,6 +253,11 @@ impl Worker for TextRunner {
     type Key = ();
 
     fn key(_: &String) {}
+
+    fn warm_up(&mut self) -> Result<(), Fault> {
+        self.embed(&[vec![self.tokens.end(); self.tokens.length()]])?;
+        Ok(())
+    }
 
     fn run(&mut self, items: Vec<String>, _: &Stop) -> Vec<Result<Embedding, Fault>> {
         let mut texts = Vec::with_capacity(items.len());

@@ -5,8 +5,9 @@ use std::path::Path;
 use bytes::Bytes;
 use dnd_mesh::{
     Fault,
-    batch::{Batcher, Limits, Stop, Worker},
+    batch::{Batcher, Stop, Worker},
 };
+use dnd_method::parameters::Parameters;
 use dnd_onnx::{Error, folder::ModelFolder, pictures::encode_png, runtime::EngineArgs};
 use dnd_proto::v1::{Model, ModelLimits};
 use image::RgbImage;
@@ -64,7 +65,7 @@ impl Diffusion {
         }
         let concurrency = 2 * args.batch() * runners.len();
         let scheduler = parts.scheduler().clone();
-        let batcher = Batcher::start("diffusion", runners, Limits { queue: 2 * concurrency, batch: args.batch() }).map_err(|e| Error::Run(e.to_string()))?;
+        let batcher = Batcher::start("diffusion", runners, args.limits(Parameters::default().num_inference_steps as usize))?;
         Ok(Self { model, scheduler, batcher, concurrency })
     }
 
@@ -94,9 +95,7 @@ struct Runner {
 
 impl Runner {
     fn load(parts: &Parts, args: &EngineArgs) -> Result<Self, Error> {
-        let mut runner = Self { pipeline: Pipeline::load(parts, args)?, scheduler: parts.scheduler().clone() };
-        runner.draw(&[Request { concept: "nothing".to_owned(), index: 0, seed: 0, steps: 1, guidance: 7.5 }], &Stop::default())?;
-        Ok(runner)
+        Ok(Self { pipeline: Pipeline::load(parts, args)?, scheduler: parts.scheduler().clone() })
     }
 
     /// Draws pictures that have steps and guidance in common.
@@ -131,6 +130,16 @@ impl Worker for Runner {
 
     fn key(item: &Request) -> (u32, u32) {
         (item.steps, item.guidance.to_bits())
+    }
+
+    /// Denoising steps.
+    fn cost(item: &Request) -> usize {
+        item.steps as usize
+    }
+
+    fn warm_up(&mut self) -> Result<(), Fault> {
+        self.draw(&[Request { concept: "nothing".to_owned(), index: 0, seed: 0, steps: 1, guidance: 7.5 }], &Stop::default())?;
+        Ok(())
     }
 
     fn run(&mut self, batch: Vec<Request>, stop: &Stop) -> Vec<Result<Drawing, Fault>> {

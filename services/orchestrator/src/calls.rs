@@ -662,15 +662,19 @@ fn embedding_of(embedding: &proto::Embedding) -> Result<Arc<Embedding>, Failure>
     Embedding::new(&embedding.values).map(Arc::new).map_err(|e| Failure::new("embedding", e.to_string()).worth_another_try())
 }
 
-/// Makes a call again while its service is still loading its model, so often.
+/// Makes a call again while its service is still loading its model or says when to come again, so often.
 pub(crate) async fn once_loaded<T, F: Future<Output = Result<T, Status>>>(tries: u32, call: impl Fn() -> F) -> Result<T, Status> {
     let mut patience = Patience::of(tries);
     loop {
         match call().await {
-            Err(status) if fault::reason_of(&status).as_deref() == Some("MODEL_LOADING") && patience.wait_after(&status).await => {}
+            Err(status) if is_there(&status) && patience.wait_after(&status).await => {}
             answered => return answered,
         }
     }
+}
+
+fn is_there(status: &Status) -> bool {
+    fault::reason_of(status).as_deref() == Some("MODEL_LOADING") || fault::retry_after(status).is_some()
 }
 
 /// Sends items to a service over streams of a few, and gives each one's result in its place. `request` makes an item's message, when its turn comes;

@@ -1,9 +1,14 @@
 //! Clients of the model services.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
-use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, balance::Balanced, channel::Dial, retry::is_away};
+use dnd_mesh::{
+    Fault, MAX_MESSAGE_BYTES,
+    balance::{Balanced, Watch},
+    channel::Dial,
+    retry::is_away,
+};
 use dnd_proto::v1::{
     ActivationServiceGetModelRequest, CaptionServiceGetModelRequest, DiffusionServiceGetModelRequest, EmbeddingServiceGetModelRequest, Model,
     SummaryServiceGetModelRequest, activation_service_client::ActivationServiceClient, caption_service_client::CaptionServiceClient,
@@ -32,10 +37,16 @@ pub struct Endpoints {
     /// CLIP
     #[arg(long, env = "DND_CLIP")]
     pub clip: String,
+    /// Seconds that a model service may say nothing of a call, of up to 64 items, before the call and what it was for fail; one that works through a large batch
+    /// says nothing meanwhile
+    #[arg(long, env = "DND_STAGE_TIMEOUT", value_name = "SECONDS", default_value_t = STAGE_TIMEOUT, value_parser = clap::value_parser!(u64).range(1..))]
+    pub stage_timeout: u64,
     /// File with the token that calls of them show
     #[arg(long, env = "DND_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 }
+
+const STAGE_TIMEOUT: u64 = 3600;
 
 /// A client of each model service.
 #[derive(Debug, Clone)]
@@ -57,13 +68,10 @@ macro_rules! client {
 impl Models {
     /// Clients that connect with their first call: the services may start later, and come back.
     pub fn at(endpoints: &Endpoints, dial: &Dial) -> Result<Self, Fault> {
-        Ok(Self::over(
-            dial.lazy(&endpoints.activation)?,
-            dial.lazy(&endpoints.captioner)?,
-            dial.lazy(&endpoints.summarizer)?,
-            dial.lazy(&endpoints.diffusion)?,
-            dial.lazy(&endpoints.clip)?,
-        ))
+        let Endpoints { activation, captioner, summarizer, diffusion, clip, stage_timeout, .. } = endpoints;
+        let watch = Watch { silence: Some(Duration::from_secs(*stage_timeout)), ..Watch::default() };
+        let at = |endpoint: &str| dial.watched(endpoint, watch);
+        Ok(Self::over(at(activation)?, at(captioner)?, at(summarizer)?, at(diffusion)?, at(clip)?))
     }
 
     /// Clients over channels.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use dnd_mesh::{
     Fault,
-    batch::{Batcher, Limits, Stop, Worker},
+    batch::{Batcher, Stop, Worker},
 };
 use dnd_method::{draw, prompts::Message};
 use dnd_onnx::{
@@ -18,6 +18,9 @@ use dnd_proto::v1::{Answer, Model, ModelLimits};
 use serde::Deserialize;
 
 use crate::chat::ChatTemplate;
+
+/// Tokens of a usual question with its answer.
+const USUAL_TOKENS: usize = 1024;
 
 /// A loaded language model.
 pub struct OnnxModel {
@@ -169,20 +172,16 @@ impl OnnxModel {
         let tokenizer = Tokenizer::of(&folder, "")?;
         let chat = ChatTemplate::read(&folder)?;
         let args = &args.for_model(folder.bytes()?);
-        let mut runners = (0..args.session_count())
+        let runners = (0..args.session_count())
             .map(|_| Ok(Runner { decoder: Decoder::load(&path, None, &names, args)?, ends: ends.clone() }))
             .collect::<Result<Vec<_>, Error>>()?;
-        for runner in &mut runners {
-            runner
-                .generate(&[Prompt { tokens: vec![0, 0], text: String::new(), seed: 0, attempt: 0, temperature: 0.0, max_new_tokens: 1 }], &Stop::default())?;
-        }
         let model = folder.model(
             &format!("{kind}, {file}"),
             args,
             ModelLimits { picture_bytes: 0, picture_pixels: 0, text_tokens: longest as u32, batch: args.batch() as u32 },
         )?;
         let concurrency = 2 * args.batch() * runners.len();
-        let batcher = Batcher::start("summarizer", runners, Limits { queue: 2 * concurrency, batch: args.batch() }).map_err(|e| Error::Run(e.to_string()))?;
+        let batcher = Batcher::start("summarizer", runners, args.limits(USUAL_TOKENS))?;
         Ok(Self { model, chat, tokenizer, longest, batcher, concurrency })
     }
 
@@ -248,6 +247,16 @@ impl Worker for Runner {
 
     fn key(item: &Prompt) -> (usize, u32) {
         (item.tokens.len(), item.max_new_tokens)
+    }
+
+    /// Tokens, read and written.
+    fn cost(item: &Prompt) -> usize {
+        item.tokens.len() + item.max_new_tokens as usize
+    }
+
+    fn warm_up(&mut self) -> Result<(), Fault> {
+        self.generate(&[Prompt { tokens: vec![0, 0], text: String::new(), seed: 0, attempt: 0, temperature: 0.0, max_new_tokens: 1 }], &Stop::default())?;
+        Ok(())
     }
 
     fn run(&mut self, batch: Vec<Prompt>, stop: &Stop) -> Vec<Result<Said, Fault>> {

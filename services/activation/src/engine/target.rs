@@ -84,8 +84,7 @@ impl Cut {
             })
             .collect::<Result<Vec<_>, Error>>()?;
         let batch = described.batch.unwrap_or(args.batch()).max(1);
-        let limits = Limits { queue: 4 * batch * runners.len(), batch };
-        let batcher = Batcher::start("target", runners, limits).map_err(|e| Error::Run(e.to_string()))?;
+        let batcher = Batcher::start("target", runners, Limits { batch, ..args.limits(1) })?;
         Ok(Self { layers, preprocessor, batcher })
     }
 
@@ -113,6 +112,11 @@ impl Worker for Runner {
 
     fn key(item: &Item) -> bool {
         matches!(item.wanted, Output::Probe { .. })
+    }
+
+    /// A target is its caller's: what it can't do is no failure of the service.
+    fn warm_up(&mut self) -> Result<(), Fault> {
+        Ok(())
     }
 
     fn run(&mut self, items: Vec<Item>, _: &Stop) -> Vec<Result<Vec<Vec<f32>>, Fault>> {

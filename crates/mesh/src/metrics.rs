@@ -1,0 +1,239 @@
+//! What is measured, and under which names. Nothing is, unless there is an admin port to read it from.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http::{HeaderMap, Request, Response};
+use http_body::{Frame, SizeHint};
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tonic::{Code, Status, body::Body};
+use tower::{Layer, Service};
+
+/// What kind of number it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// How often values fell into each of some ranges.
+    Histogram,
+}
+
+/// Something that is measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    /// What Prometheus knows it by.
+    pub name: &'static str,
+    /// What kind of number it is.
+    pub kind: Kind,
+    /// What it is told apart by.
+    pub labels: &'static [&'static str],
+    /// What it says.
+    pub help: &'static str,
+}
+
+macro_rules! metrics {
+    ($($constant:ident = $name:literal, $kind:ident, [$($label:literal),*], $help:literal;)+) => {
+        $(#[doc = $help] pub const $constant: Metric = Metric { name: $name, kind: Kind::$kind, labels: &[$($label),*], help: $help };)+
+
+        /// All that is measured.
+        pub const ALL: &[Metric] = &[$($constant),+];
+    };
+}
+
+metrics! {
+    CALLS = "dnd_calls_total", Counter, ["service", "method", "code"], "Calls that have ended, by their gRPC code; cancelled are also those whose caller left.";
+    CALL_SECONDS = "dnd_call_duration_seconds", Histogram, ["service", "method"], "Seconds from a call's arrival to the end of its response.";
+    CALLS_OPEN = "dnd_calls_open", Gauge, ["service"], "Calls that are being answered.";
+    REFUSED = "dnd_refused_total", Counter, ["reason"], "Connections and calls that were refused because of who asked, by the reason of the fault.";
+    QUEUE_UNITS = "dnd_queue_depth_units", Gauge, ["model"], "Work that waits for a model, in its unit: pictures, texts, tokens or denoising steps.";
+    QUEUE_SECONDS = "dnd_queue_wait_seconds", Histogram, ["model"], "Seconds that an item waited before it was run.";
+    QUEUE_DROPPED = "dnd_queue_dropped_total", Counter, ["model", "reason"], "Items that were dropped unrun, because their caller left (left) or their deadline passed (deadline).";
+    QUEUE_REFUSED = "dnd_queue_refused_total", Counter, ["model"], "Calls that were refused because the queue was full.";
+    BATCH_ITEMS = "dnd_batch_size_items", Histogram, ["model"], "Items that were run together.";
+    BATCH_SECONDS = "dnd_batch_duration_seconds", Histogram, ["model"], "Seconds that a batch took.";
+    BATCH_STOPPED = "dnd_batch_stopped_total", Counter, ["model"], "Batches that were stopped on the way, because nobody waited for them any more.";
+    ENGINE_FAILURES = "dnd_engine_failures_total", Counter, ["model"], "Batches of which the model answered nothing.";
+}
+
+/// From a millisecond to an hour.
+const SECONDS: [f64; 14] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3600.0];
+const ITEMS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+
+/// Starts to measure, if that has not begun.
+pub(crate) fn record() -> Result<PrometheusHandle, String> {
+    static RECORDER: OnceLock<Result<PrometheusHandle, String>> = OnceLock::new();
+    let install = || {
+        let handle = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
+            .set_buckets_for_metric(Matcher::Suffix("_items".to_owned()), &ITEMS)?
+            .install_recorder()?;
+        for Metric { name, kind, help, .. } in ALL {
+            match kind {
+                Kind::Counter => describe_counter!(*name, *help),
+                Kind::Gauge => describe_gauge!(*name, *help),
+                Kind::Histogram => describe_histogram!(*name, *help),
+            }
+        }
+        Ok(handle)
+    };
+    RECORDER.get_or_init(|| install().map_err(|error: metrics_exporter_prometheus::BuildError| error.to_string())).clone()
+}
+
+/// Measures the rate, the errors and the duration of calls, by service and method.
+#[derive(Clone)]
+pub(crate) struct MeasureLayer(pub(crate) Arc<[&'static str]>);
+
+impl<S> Layer<S> for MeasureLayer {
+    type Service = Measure<S>;
+
+    fn layer(&self, inner: S) -> Measure<S> {
+        Measure { inner, services: Arc::clone(&self.0) }
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct Measure<S> {
+    inner: S,
+    services: Arc<[&'static str]>,
+}
+
+impl<S, B> Service<Request<Body>> for Measure<S>
+where
+    S: Service<Request<Body>, Response = Response<B>>,
+    S::Future: Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<tonic::codegen::StdError>,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Response<Body>, S::Error>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let mut measured = Measured::begin(request.uri().path(), &self.services);
+        let answered = self.inner.call(request);
+        Box::pin(async move {
+            let response = answered.await?;
+            measured.look_at(response.headers());
+            Ok(response.map(|body| Body::new(MeasuredBody { body: Body::new(body), measured })))
+        })
+    }
+}
+
+/// A call, measured until it is dropped.
+struct Measured {
+    service: &'static str,
+    method: String,
+    since: Instant,
+    code: Code,
+}
+
+impl Measured {
+    /// What a caller can make up is no label.
+    fn begin(path: &str, services: &[&'static str]) -> Self {
+        let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or_default();
+        let service = services.iter().find(|known| **known == service).copied().unwrap_or(OTHER);
+        gauge!(CALLS_OPEN.name, "service" => service).increment(1.0);
+        Self { service, method: method.to_owned(), since: Instant::now(), code: Code::Cancelled }
+    }
+
+    fn look_at(&mut self, headers: &HeaderMap) {
+        if let Some(code) = headers.get("grpc-status") {
+            self.code = Code::from_bytes(code.as_bytes());
+        }
+    }
+}
+
+const OTHER: &str = "other";
+
+impl Drop for Measured {
+    fn drop(&mut self) {
+        let Self { service, code, .. } = *self;
+        let unknown = service == OTHER || code == Code::Unimplemented;
+        let method = if unknown { OTHER.to_owned() } else { std::mem::take(&mut self.method) };
+        gauge!(CALLS_OPEN.name, "service" => service).decrement(1.0);
+        histogram!(CALL_SECONDS.name, "service" => service, "method" => method.clone()).record(self.since.elapsed());
+        counter!(CALLS.name, "service" => service, "method" => method, "code" => name_of(code)).increment(1);
+    }
+}
+
+/// A code as its users know it, such as `invalid_argument`.
+fn name_of(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "ok",
+        Code::Cancelled => "cancelled",
+        Code::Unknown => "unknown",
+        Code::InvalidArgument => "invalid_argument",
+        Code::DeadlineExceeded => "deadline_exceeded",
+        Code::NotFound => "not_found",
+        Code::AlreadyExists => "already_exists",
+        Code::PermissionDenied => "permission_denied",
+        Code::ResourceExhausted => "resource_exhausted",
+        Code::FailedPrecondition => "failed_precondition",
+        Code::Aborted => "aborted",
+        Code::OutOfRange => "out_of_range",
+        Code::Unimplemented => "unimplemented",
+        Code::Internal => "internal",
+        Code::Unavailable => "unavailable",
+        Code::DataLoss => "data_loss",
+        Code::Unauthenticated => "unauthenticated",
+    }
+}
+
+struct MeasuredBody {
+    body: Body,
+    measured: Measured,
+}
+
+impl http_body::Body for MeasuredBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(trailers) = frame.trailers_ref() {
+                    self.measured.look_at(trailers);
+                }
+            }
+            Some(Err(status)) => self.measured.code = status.code(),
+            None => {}
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_metric_is_named_by_the_rules_and_said_once() {
+        for (i, metric) in ALL.iter().enumerate() {
+            assert!(metric.name.starts_with("dnd_") && metric.help.ends_with('.'), "{}", metric.name);
+            assert_eq!(metric.name.ends_with("_total"), metric.kind == Kind::Counter, "{}", metric.name);
+            assert!(ALL[..i].iter().all(|other| other.name != metric.name), "{}", metric.name);
+        }
+    }
+}
