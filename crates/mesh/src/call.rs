@@ -227,7 +227,12 @@ impl http_body::Body for Answer {
                 None if this.is_late(context) => late(&this.path),
                 None if polled.is_pending() && this.is_stopped(context) => shutting_down(),
                 None => {
-                    if matches!(polled, Poll::Ready(None)) {
+                    let over = match &polled {
+                        Poll::Ready(Some(Ok(frame))) => frame.is_trailers(),
+                        Poll::Ready(_) => true,
+                        Poll::Pending => false,
+                    };
+                    if over {
                         this.work = None;
                     }
                     return polled;
