@@ -149,6 +149,16 @@ pub(crate) struct MeshArgs {
     pub(crate) llm: LlmArgs,
 }
 
+/// Where jobs are: behind an endpoint, or in a data folder.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct JobsArgs {
+    /// An orchestrator to ask, such as http://localhost:50051; by default the jobs are looked for in --data
+    #[arg(long, env = "DND_ENDPOINT", value_name = "URL")]
+    pub(crate) endpoint: Option<String>,
+    #[command(flatten)]
+    pub(crate) data: DataArgs,
+}
+
 /// The method's constants; those that are not set have the paper's values. A configuration file has the same names as keys.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "The method's constants (defaults are the paper's)")]

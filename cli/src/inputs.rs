@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     fs::{self, File},
     path::{Path, PathBuf},
+    time::UNIX_EPOCH,
 };
 
 use dnd_mesh::{blobs, uri};
@@ -33,6 +34,11 @@ impl TargetFile {
             return Err(Problem::input(format!("{}: this is a folder; a target is an ONNX file", path.display())));
         }
         Ok(Self { path: absolute(path)?, flags: flags.clone() })
+    }
+
+    /// Says which file it is, and tells it from what it was before a change.
+    pub(crate) fn stamp(&self) -> Result<String, Problem> {
+        stamp(&self.path)
     }
 
     /// The target as a mesh takes it that reads this machine's files, those beside the network too.
@@ -99,6 +105,20 @@ impl Images {
             found.push(absolute(path)?);
         }
         Ok(Self(found))
+    }
+
+    /// Says which files they are, and tells them from what they were before a change.
+    pub(crate) fn stamp(&self) -> Result<String, Problem> {
+        let mut stamps = Vec::new();
+        for path in &self.0 {
+            if path.is_dir() {
+                let listed = pictures::in_folder(path).map_err(|e| Problem::file(path, &e))?.pictures;
+                stamps.extend(listed.iter().map(|(_, file)| stamp(file)).collect::<Result<Vec<_>, _>>()?);
+            } else {
+                stamps.push(stamp(path)?);
+            }
+        }
+        Ok(stamps.join("\n"))
     }
 
     /// The set as the mesh takes it: by URIs if it can read this machine's files, else uploaded. Beside it what could not be read here, and why.
@@ -170,6 +190,12 @@ fn unpacked(path: &Path) -> Result<Option<TempDir>, Problem> {
     Ok(Some(folder))
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, Problem> {
+fn stamp(path: &Path) -> Result<String, Problem> {
+    let meta = fs::metadata(path).map_err(|e| Problem::file(path, &e))?;
+    let changed = meta.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+    Ok(format!("{} {} {}", path.display(), meta.len(), changed.as_nanos()))
+}
+
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf, Problem> {
     std::path::absolute(path).map_err(|e| Problem::file(path, &e))
 }

@@ -16,7 +16,7 @@ use dnd_mesh::{
     server::{InProcess, Services},
 };
 use dnd_onnx::{folder, runtime};
-use dnd_orchestrator::{Data, Models};
+use dnd_orchestrator::{Data, Models, WorksOn};
 use dnd_summarizer::Summarizer;
 use serde::Deserialize;
 
@@ -127,14 +127,14 @@ pub(crate) struct LocalMesh {
 
 impl LocalMesh {
     /// Makes it; nothing is loaded yet.
-    pub(crate) async fn new(args: &MeshArgs) -> Result<Self, Problem> {
+    pub(crate) async fn new(args: &MeshArgs, works_on: WorksOn) -> Result<Self, Problem> {
         let data = Data::open(&args.data).await.map_err(|e| Problem::failure(e.to_string()))?;
         let blobs = Arc::clone(&data.blobs);
         let engines = Engines::default();
         let with_models = blobs::add_to(engines.add_to(Services::default()), Arc::clone(&blobs));
         let inner = InProcess::start(with_models.clone());
         let models = Models::over(inner.channel(), inner.channel(), inner.channel(), inner.channel(), inner.channel());
-        let services = dnd_orchestrator::add_to(with_models, models, data, args.orchestrator.clone());
+        let services = dnd_orchestrator::add_to(with_models, models, data, &args.orchestrator, works_on);
         Ok(Self { engines, blobs, services, _models: inner })
     }
 }

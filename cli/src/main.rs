@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{demo, dissect, doctor, layers, models, select, up};
+use commands::{demo, dissect, doctor, jobs, layers, models, select, up};
 use problem::{Problem, unless_interrupted};
 
 /// Labels neurons of vision networks in words (Describe-and-Dissect), with the evidence for each label.
@@ -33,6 +33,9 @@ enum Command {
     Demo(demo::Args),
     /// Label units of a network's layers
     Dissect(dissect::Args),
+    /// Create, look at, stop and go on with jobs
+    #[command(subcommand)]
+    Jobs(jobs::Command),
     /// List the layers of a network, and their units, that can be asked for
     Layers(layers::Args),
     /// Let your own candidate concepts compete for a unit (step 3 alone)
@@ -59,6 +62,7 @@ async fn run(command: Command, log: &str) -> Result<ExitCode, Problem> {
     match command {
         Command::Demo(args) => demo::run(args).await,
         Command::Dissect(args) => dissect::run(args).await,
+        Command::Jobs(command) => unless_interrupted(jobs::run(command)).await,
         Command::Layers(args) => unless_interrupted(layers::run(args)).await,
         Command::Select(args) => unless_interrupted(select::run(args)).await,
         Command::Models(args) => unless_interrupted(models::run(args)).await,

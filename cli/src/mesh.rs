@@ -1,6 +1,7 @@
 //! A connection to a mesh, wherever it is.
 
 use dnd_mesh::{MAX_MESSAGE_BYTES, channel, server::InProcess};
+use dnd_orchestrator::WorksOn;
 use dnd_proto::v1::{
     activation_service_client::ActivationServiceClient, dissect_service_client::DissectServiceClient, picture_service_client::PictureServiceClient,
     upload_service_client::UploadServiceClient,
@@ -8,7 +9,7 @@ use dnd_proto::v1::{
 use tonic::transport::Channel;
 
 use crate::{
-    args::MeshArgs,
+    args::{JobsArgs, MeshArgs},
     local::{LocalMesh, Suite, no_suite},
     problem::Problem,
 };
@@ -32,9 +33,29 @@ impl Mesh {
         }
     }
 
+    /// Connects to the endpoint, or to the jobs of the data folder, without anything that could work on them.
+    pub(crate) async fn of_jobs(args: &JobsArgs) -> Result<Self, Problem> {
+        let JobsArgs { endpoint, data } = args;
+        if let Some(url) = endpoint {
+            return Ok(Self::over(channel::connect(url).await?, None));
+        }
+        match &data.data {
+            Some(folder) if folder.is_dir() => {}
+            Some(folder) => return Err(Problem::input(format!("{}: no such folder; --data names the folder that jobs are kept in", folder.display()))),
+            None if data.store.is_some() => {}
+            None => {
+                return Err(Problem::input(
+                    "neither --endpoint nor --data is given: name an orchestrator, or the folder that jobs are kept in, such as OUT/.dnd",
+                ));
+            }
+        }
+        let local = Local::new(&MeshArgs { data: data.clone(), ..MeshArgs::default() }, WorksOn::NoJobs).await?;
+        Ok(Self::over(local.server.channel(), Some(local)))
+    }
+
     /// Loads a suite into this process.
     pub(crate) async fn load(suite: Suite, args: &MeshArgs) -> Result<Self, Problem> {
-        let local = Local::new(args).await?;
+        let local = Local::new(args, WorksOn::AskedJobs).await?;
         let (engines, blobs, args) = (local.mesh.engines.clone(), local.mesh.blobs.clone(), args.clone());
         let loading = tokio::task::spawn_blocking(move || engines.load(&suite, &args, blobs));
         loading.await.map_err(|_| Problem::failure("the models' loader panicked"))??;
@@ -64,8 +85,8 @@ pub(crate) struct Local {
 }
 
 impl Local {
-    async fn new(args: &MeshArgs) -> Result<Self, Problem> {
-        let mesh = LocalMesh::new(args).await?;
+    async fn new(args: &MeshArgs, works_on: WorksOn) -> Result<Self, Problem> {
+        let mesh = LocalMesh::new(args, works_on).await?;
         let server = InProcess::start(mesh.services.clone());
         Ok(Self { mesh, server })
     }
@@ -74,7 +95,7 @@ impl Local {
 /// The activation service alone, in this process: enough to look at a network. It lives as long as the second value.
 pub(crate) async fn activation_alone(args: &MeshArgs) -> Result<(ActivationServiceClient<Channel>, Local), Problem> {
     dnd_onnx::runtime::library_path()?;
-    let local = Local::new(args).await?;
+    let local = Local::new(args, WorksOn::NoJobs).await?;
     local.mesh.engines.load_activation(args, local.mesh.blobs.clone());
     let client = ActivationServiceClient::new(local.server.channel()).max_decoding_message_size(MAX_MESSAGE_BYTES);
     Ok((client, local))

@@ -8,8 +8,8 @@ use std::{
 };
 
 use dnd_proto::v1::{
-    DissectRequest, LayerUnits, OnDisconnect, Parameters, ProbingSet, ProbingSource, Target, dissect_response::Event,
-    dissect_service_client::DissectServiceClient, probing_source::Source,
+    DissectRequest, LayerUnits, OnDisconnect, Parameters, ProbingSet, ProbingSource, Target, dissect_service_client::DissectServiceClient, job_event::Event,
+    probing_source::Source,
 };
 use dnd_testing::sketch;
 use dnd_tests::Service;
@@ -90,7 +90,7 @@ async fn follow(client: &mut DissectServiceClient<Channel>, request: DissectRequ
     let mut events = client.dissect(request).await.unwrap().into_inner();
     let (mut id, mut units) = (String::new(), Vec::new());
     while let Some(response) = events.message().await.unwrap() {
-        match response.event.unwrap() {
+        match response.event.unwrap().event.unwrap() {
             Event::Accepted(accepted) => {
                 id = accepted.job_id;
                 if !to_the_end {

@@ -4,24 +4,30 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
-use dnd_mesh::parameters::to_message;
+use dnd_mesh::{blobs, fault, parameters::to_message};
 use dnd_method::parameters::Parameters;
-use dnd_proto::v1::{DissectRequest, JobDone, LayerUnits, OnDisconnect, ProbingSet, Stage, StageTime, Target, UnitResult, Usage, dissect_response::Event};
+use dnd_proto::v1::{
+    CancelJobRequest, CreateJobRequest, DeleteJobRequest, DissectRequest, Job, JobDone, JobPaused, JobState, LayerUnits, ProbingSet, ResumeJobRequest,
+    SkippedPicture, Stage, StageTime, Target, UnitResult, Usage, WatchJobRequest, WatchJobResponse, job_event::Event,
+};
+use prost::Message as _;
+use tonic::Status;
 
 use crate::{
     args::{MeshArgs, Settings, TargetArgs, units},
-    inputs::{Images, TargetFile},
+    inputs::{Images, TargetFile, absolute},
     mesh::Mesh,
     out::{self, Folder},
     problem::{INTERRUPTED, Problem, unless_interrupted},
     watch::Watch,
 };
 
-/// Labels units of a network's layers, and leaves the labels with all their evidence in a folder.
+/// What to dissect.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct What {
     #[command(flatten)]
     target: TargetArgs,
     /// Layers to dissect, as `dnd layers` names them, or unique endings of such names
@@ -33,19 +39,60 @@ pub(crate) struct Args {
     /// Folder of pictures (subfolders too), or a .tar file; more than one make one probing set
     #[arg(long, value_name = "DIR", required = true)]
     images: Vec<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// What to dissect, looked at.
+pub(crate) struct Inputs {
+    target: TargetFile,
+    images: Images,
+    layers: Vec<LayerUnits>,
+    parameters: Parameters,
+}
+
+impl What {
+    /// Looks at the files.
+    pub(crate) fn open(self) -> Result<Inputs, Problem> {
+        let parameters = self.settings.parameters()?;
+        let target = TargetFile::open(&self.target.target, &self.target.flags)?;
+        let images = Images::open(&self.images)?;
+        let units = self.units.unwrap_or_default().0;
+        let layers = self.layer.iter().map(|layer| LayerUnits { layer: layer.trim().to_owned(), units: units.clone() }).collect();
+        Ok(Inputs { target, images, layers, parameters })
+    }
+}
+
+impl Inputs {
+    /// The request for a job, and what of the pictures can't be read here. Its id says what is asked for and `place`: the same again is the same job.
+    pub(crate) async fn request(self, mesh: &Mesh, place: &str) -> Result<(DissectRequest, Vec<SkippedPicture>), Problem> {
+        let stamps = [place.to_owned(), self.target.stamp()?, self.images.stamp()?];
+        let (set, skipped) = self.images.give(mesh).await?;
+        let request = request(self.target.give(mesh).await?, self.layers, set, &self.parameters);
+        let stamped = [request.encode_to_vec(), stamps.join("\n\n").into_bytes()].concat();
+        Ok((DissectRequest { request_id: blobs::digest(&stamped), ..request }, skipped))
+    }
+}
+
+/// Labels units of a network's layers, and leaves the labels with all their evidence in a folder. What was broken off goes on with the same command.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    what: What,
     /// Folder for the results
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Replace results that are in the folder already, and make everything anew
     #[arg(long)]
     fresh: bool,
+    /// Try the failed units of the run in the folder again
+    #[arg(long, conflicts_with = "fresh")]
+    failed: bool,
     /// Only say what there is to do, and from a trial of one unit how much space and time it will take
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
     mesh: MeshArgs,
-    #[command(flatten)]
-    settings: Settings,
 }
 
 /// Units of a flag.
@@ -58,47 +105,61 @@ pub(crate) fn units_of(text: &str) -> Result<Units, String> {
 
 /// Pictures that a trial probes.
 const TRIAL_PICTURES: usize = 64;
+/// How often a stream of events that breaks off is taken up again without anything having come of it, and how long after.
+const TRIES: u32 = 60;
+const AGAIN: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(mut args: Args) -> Result<ExitCode, Problem> {
-    let parameters = args.settings.parameters()?;
-    let target = TargetFile::open(&args.target.target, &args.target.flags)?;
-    let images = Images::open(&args.images)?;
-    let units = args.units.unwrap_or_default().0;
-    let layers: Vec<LayerUnits> = args.layer.iter().map(|layer| LayerUnits { layer: layer.trim().to_owned(), units: units.clone() }).collect();
+    let inputs = args.what.open()?;
     if args.dry_run {
-        return unless_interrupted(dry_run(&args.mesh, &target, layers, &images, &parameters)).await;
+        return unless_interrupted(dry_run(&args.mesh, inputs)).await;
     }
-    let mut folder = Folder::new(&args.out, args.fresh)?;
+    let mut folder = Folder::new(&args.out, args.fresh || args.failed)?;
     let own = Folder::data(&args.out);
     if args.fresh && own.exists() {
         fs::remove_dir_all(&own).map_err(|e| Problem::file(&own, &e))?;
     }
     args.mesh.data.data.get_or_insert(own);
-    let (mesh, request, skipped) = unless_interrupted(async {
+    let place = absolute(&args.out)?.display().to_string();
+    let (mesh, job) = unless_interrupted(async {
         let mesh = Mesh::open(&args.mesh).await?;
-        let (set, skipped) = images.give(&mesh).await?;
-        let request = request(target.give(&mesh).await?, layers, set, &parameters);
-        Ok((mesh, request, skipped))
+        let (request, skipped) = inputs.request(&mesh, &place).await?;
+        for skipped in skipped {
+            eprintln!("skipped {}: {}", skipped.path, skipped.reason);
+            folder.skipped(skipped);
+        }
+        let job = begin(&mesh, request, args.fresh, args.failed).await?;
+        Ok((mesh, job))
     })
     .await?;
-    for skipped in skipped {
-        eprintln!("skipped {}: {}", skipped.path, skipped.reason);
-        folder.skipped(skipped);
-    }
-    let Ran { folder, interrupted, .. } = dissect(mesh, request, folder).await?;
+    let Ran { folder, interrupted, .. } = follow_to_the_end(mesh, &job, folder).await?;
     summarise(&folder, interrupted)
 }
 
-/// A request for a job that ends with its caller: what it makes lives as long as the mesh's process, and nobody would come back for it.
+/// A request for a job that nobody else will find.
 pub(crate) fn request(target: Target, layers: Vec<LayerUnits>, set: ProbingSet, parameters: &Parameters) -> DissectRequest {
-    DissectRequest {
-        request_id: String::new(),
-        on_disconnect: OnDisconnect::Cancel.into(),
-        target: Some(target),
-        layers,
-        probing_set: Some(set),
-        parameters: Some(to_message(parameters)),
+    DissectRequest { target: Some(target), layers, probing_set: Some(set), parameters: Some(to_message(parameters)), ..Default::default() }
+}
+
+/// The job of a request, which runs: a new one, or one that had been stopped. A `fresh` one has no past; of one with a past `failed` units are tried again.
+pub(crate) async fn begin(mesh: &Mesh, request: DissectRequest, fresh: bool, failed: bool) -> Result<Job, Problem> {
+    let mut service = mesh.dissect.clone();
+    let mut job = create(mesh, request.clone()).await?;
+    if fresh && job.last_event > 1 {
+        service.delete_job(DeleteJobRequest { job_id: job.job_id }).await?;
+        job = create(mesh, request).await?;
     }
+    if failed || matches!(job.state(), JobState::Paused | JobState::Cancelled | JobState::Failed) {
+        let resumed = service.resume_job(ResumeJobRequest { job_id: job.job_id.clone(), failed }).await?.into_inner();
+        job = resumed.job.unwrap_or(job);
+    }
+    Ok(job)
+}
+
+/// Creates the job of a request, or finds it.
+pub(crate) async fn create(mesh: &Mesh, request: DissectRequest) -> Result<Job, Problem> {
+    let created = mesh.dissect.clone().create_job(CreateJobRequest { request: Some(request) }).await?.into_inner();
+    created.job.ok_or_else(|| Problem::failure("the mesh created a job without saying which"))
 }
 
 /// A run that has ended.
@@ -109,11 +170,17 @@ pub(crate) struct Ran {
     pub(crate) interrupted: bool,
 }
 
-/// Runs a job and keeps what it gives, until it is done or Ctrl-C ends it.
-pub(crate) async fn dissect(mut mesh: Mesh, request: DissectRequest, mut folder: Folder) -> Result<Ran, Problem> {
+/// Runs a new job, as [`follow_to_the_end`] does.
+pub(crate) async fn dissect(mesh: Mesh, request: DissectRequest, folder: Folder) -> Result<Ran, Problem> {
+    let job = unless_interrupted(create(&mesh, request)).await?;
+    follow_to_the_end(mesh, &job, folder).await
+}
+
+/// Keeps what a job gives, until it is done or Ctrl-C cancels it.
+async fn follow_to_the_end(mut mesh: Mesh, job: &Job, mut folder: Folder) -> Result<Ran, Problem> {
     let mut watch = Watch::new();
     let ended = tokio::select! {
-        ended = follow(request, &mut mesh, &mut folder, &mut watch) => Some(ended),
+        ended = follow(job, &mut mesh, &mut folder, &mut watch) => Some(ended),
         _ = tokio::signal::ctrl_c() => None,
     };
     watch.end();
@@ -131,18 +198,55 @@ pub(crate) async fn dissect(mut mesh: Mesh, request: DissectRequest, mut folder:
             }
             Err(problem)
         }
-        None if !folder.has_begun() => Err(Problem::interrupted()),
         None => {
+            mesh.dissect.cancel_job(CancelJobRequest { job_id: job.job_id.clone() }).await?;
+            if !folder.has_begun() {
+                return Err(Problem::interrupted());
+            }
             folder.finish(None)?;
             Ok(Ran { folder, mesh, interrupted: true })
         }
     }
 }
 
-async fn follow(request: DissectRequest, mesh: &mut Mesh, folder: &mut Folder, watch: &mut Watch) -> Result<JobDone, Problem> {
-    let mut events = mesh.dissect.dissect(request).await?.into_inner();
-    while let Some(response) = events.message().await? {
-        match response.event {
+/// Keeps what a job gives, from its beginning to its end, or until it waits for someone. What it told of before it was resumed last is its past.
+async fn follow(job: &Job, mesh: &mut Mesh, folder: &mut Folder, watch: &mut Watch) -> Result<JobDone, Problem> {
+    let (mut after, mut tries) = (0, TRIES);
+    loop {
+        let status = match follow_from(job, &mut after, &mut tries, mesh, folder, watch).await? {
+            Followed::Done(done) => return Ok(done),
+            Followed::Broken(status) => status,
+        };
+        // What the orchestrator says has a reason; what the way to it says has none.
+        if tries == 0 || fault::reason_of(&status).is_some() {
+            return Err(status.into());
+        }
+        tries -= 1;
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+enum Followed {
+    Done(JobDone),
+    Broken(Status),
+}
+
+async fn follow_from(job: &Job, after: &mut u64, tries: &mut u32, mesh: &mut Mesh, folder: &mut Folder, watch: &mut Watch) -> Result<Followed, Problem> {
+    let request = WatchJobRequest { job_id: job.job_id.clone(), after: *after };
+    let mut events = match mesh.dissect.watch_job(request).await {
+        Ok(events) => events.into_inner(),
+        Err(status) => return Ok(Followed::Broken(status)),
+    };
+    loop {
+        let event = match events.message().await {
+            Ok(Some(WatchJobResponse { event })) => event.unwrap_or_default(),
+            Ok(None) => return Ok(Followed::Broken(Status::unavailable("the mesh ended the job without saying that it is done"))),
+            Err(status) => return Ok(Followed::Broken(status)),
+        };
+        *tries = TRIES;
+        *after = event.number.max(*after);
+        let is_past = event.number < job.last_event;
+        match event.event {
             Some(Event::Accepted(accepted)) => {
                 for notice in out::notices(accepted.provenance.as_ref()) {
                     watch.say(&format!("note: {notice}"));
@@ -161,16 +265,44 @@ async fn follow(request: DissectRequest, mesh: &mut Mesh, folder: &mut Folder, w
                 folder.skipped(skipped);
             }
             Some(Event::Unit(unit)) => folder.unit(unit, &mut mesh.pictures).await?,
-            Some(Event::Done(done)) => {
+            Some(Event::Paused(JobPaused { by_itself: false, message, .. })) if !is_past => return Err(Problem::failure(message)),
+            Some(Event::Paused(paused)) => watch.say(&format!("paused: {}", paused.message)),
+            Some(Event::Resumed(resumed)) => {
+                watch.say("the job goes on");
+                if resumed.retried > 0 {
+                    folder.retried();
+                }
+            }
+            Some(Event::Done(done)) if !is_past => {
                 for warning in &done.warnings {
                     watch.say(&format!("warning: {warning}"));
                 }
-                return Ok(done);
+                return Ok(Followed::Done(done));
             }
-            None => {}
+            Some(Event::Done(_)) | None => {}
         }
     }
-    Err(Problem::failure("the mesh ended the job without saying that it is done"))
+}
+
+/// Keeps what a job has given so far.
+pub(crate) async fn export(job: &Job, mesh: &mut Mesh, folder: &mut Folder) -> Result<(), Problem> {
+    let mut events = mesh.dissect.watch_job(WatchJobRequest { job_id: job.job_id.clone(), after: 0 }).await?.into_inner();
+    let mut last = 0;
+    while last < job.last_event
+        && let Some(WatchJobResponse { event }) = events.message().await?
+    {
+        let event = event.unwrap_or_default();
+        last = event.number.max(last);
+        match event.event {
+            Some(Event::Accepted(accepted)) => folder.accepted(accepted)?,
+            Some(Event::Progress(progress)) => folder.used(progress.usage),
+            Some(Event::Skipped(skipped)) => folder.skipped(skipped),
+            Some(Event::Unit(unit)) => folder.unit(unit, &mut mesh.pictures).await?,
+            Some(Event::Resumed(resumed)) if resumed.retried > 0 => folder.retried(),
+            _ => {}
+        }
+    }
+    folder.finish(job.done.as_ref())
 }
 
 /// Prints the labels and where everything is.
@@ -215,25 +347,28 @@ pub(crate) fn outcome(unit: &UnitResult) -> String {
 }
 
 /// Text of models for a terminal: without control characters.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).collect()
 }
 
 /// Labels a unit of each layer on a few of the pictures and reckons from that.
-async fn dry_run(args: &MeshArgs, target: &TargetFile, layers: Vec<LayerUnits>, images: &Images, parameters: &Parameters) -> Result<ExitCode, Problem> {
+async fn dry_run(args: &MeshArgs, inputs: Inputs) -> Result<ExitCode, Problem> {
+    let Inputs { target, images, layers, parameters } = inputs;
     let trial = tempfile::tempdir().map_err(|e| Problem::failure(e.to_string()))?;
     let (sample, pictures) = images.sample(TRIAL_PICTURES)?;
     let sampled = Images::open(&[sample.path().to_owned()])?;
     let mut mesh = Mesh::open(args).await?;
     let given = target.give(&mesh).await?;
     let (set, _) = sampled.give(&mesh).await?;
-    let all = units_of_job(&mesh, request(given.clone(), layers, set.clone(), parameters)).await?;
+    let all = units_of_job(&mesh, request(given.clone(), layers, set.clone(), &parameters)).await?;
     let count: usize = all.iter().map(|layer| layer.units.len()).sum();
     let firsts = all.iter().map(|layer| LayerUnits { layer: layer.layer.clone(), units: layer.units.iter().take(1).copied().collect() }).collect();
     let mut folder = Folder::new(trial.path(), true)?;
     let mut watch = Watch::new();
-    let done = follow(request(given, firsts, set, parameters), &mut mesh, &mut folder, &mut watch).await;
+    let job = create(&mesh, request(given, firsts, set, &parameters)).await?;
+    let done = follow(&job, &mut mesh, &mut folder, &mut watch).await;
     watch.end();
+    mesh.dissect.delete_job(DeleteJobRequest { job_id: job.job_id }).await?;
     let done = done?;
     println!("{} layers, {count} units, {pictures} pictures", all.len());
     for layer in &all {
@@ -265,13 +400,9 @@ async fn dry_run(args: &MeshArgs, target: &TargetFile, layers: Vec<LayerUnits>, 
 
 /// The units of a job, all of them spelt out: it says so when it is accepted, and is ended there.
 async fn units_of_job(mesh: &Mesh, request: DissectRequest) -> Result<Vec<LayerUnits>, Problem> {
-    let mut events = mesh.dissect.clone().dissect(request).await?.into_inner();
-    while let Some(response) = events.message().await? {
-        if let Some(Event::Accepted(accepted)) = response.event {
-            return Ok(accepted.layers);
-        }
-    }
-    Err(Problem::failure("the mesh did not accept the job"))
+    let job = create(mesh, request).await?;
+    mesh.dissect.clone().delete_job(DeleteJobRequest { job_id: job.job_id }).await?;
+    Ok(job.accepted.unwrap_or_default().layers)
 }
 
 fn folder_size(folder: &Path) -> u64 {

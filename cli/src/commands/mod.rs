@@ -3,6 +3,7 @@
 pub(crate) mod demo;
 pub(crate) mod dissect;
 pub(crate) mod doctor;
+pub(crate) mod jobs;
 pub(crate) mod layers;
 pub(crate) mod models;
 pub(crate) mod select;

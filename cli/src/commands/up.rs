@@ -7,6 +7,8 @@ use dnd_mesh::{
     server::{self, ServeError},
 };
 
+use dnd_orchestrator::WorksOn;
+
 use crate::{
     args::MeshArgs,
     local::{LocalMesh, Suite, no_suite},
@@ -49,7 +51,7 @@ pub(crate) async fn run(args: Args, log: &str) -> Result<ExitCode, Problem> {
     }
     let Args { data, engine, activation, captioner, orchestrator, llm, .. } = args;
     let mesh = MeshArgs { models: None, endpoint: None, data, engine, activation, captioner, orchestrator, llm };
-    let local = LocalMesh::new(&mesh).await?;
+    let local = LocalMesh::new(&mesh, WorksOn::AllJobs).await?;
     let serve = ServeArgs { listen: args.listen, grace: args.grace, log: log.to_owned(), port_file: args.port_file };
     let (engines, blobs) = (local.engines.clone(), local.blobs.clone());
     let load = move || engines.load(&suite, &mesh, blobs);

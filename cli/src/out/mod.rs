@@ -97,7 +97,7 @@ impl Folder {
             return Err(Problem::input(format!("{}: {message}", root.join(name).display())));
         }
         if broken_off && !replace {
-            eprintln!("{} holds a run that was broken off: it is begun again, with what its models have made", root.display());
+            eprintln!("{} holds a run that was broken off: it goes on", root.display());
         }
         Ok(Self {
             root: root.to_owned(),
@@ -130,11 +130,10 @@ impl Folder {
         self.accepted.is_some()
     }
 
-    /// The job is there: begins its results.
+    /// The job is there: begins its results. Pictures that are there stay, until it is known which of them are the results'.
     pub(crate) fn accepted(&mut self, accepted: JobAccepted) -> Result<(), Problem> {
         let pictures = self.root.join(PICTURES_FOLDER);
         fs::create_dir_all(&pictures).map_err(|e| Problem::file(&pictures, &e))?;
-        remove_pictures(&pictures).map_err(|e| Problem::file(&pictures, &e))?;
         let path = self.root.join(RESULTS);
         self.lines = Some(File::create(&path).map_err(|e| Problem::file(&path, &e))?);
         self.warnings.extend(accepted.warnings.iter().cloned());
@@ -148,6 +147,11 @@ impl Folder {
 
     pub(crate) fn skipped_count(&self) -> usize {
         self.skipped.len()
+    }
+
+    /// Failed units are tried again: what was told of them is over.
+    pub(crate) fn retried(&mut self) {
+        self.units.retain(|unit| unit.state() != UnitState::Failed);
     }
 
     /// Something that the person who reads the results should know.
@@ -166,8 +170,10 @@ impl Folder {
 
     /// Keeps a finished unit: its pictures first, then its line.
     pub(crate) async fn unit(&mut self, unit: UnitResult, service: &mut PictureServiceClient<Channel>) -> Result<(), Problem> {
-        let missing: Vec<String> =
-            digests(&unit).filter(|digest| !self.pictures.contains(*digest)).map(str::to_owned).collect::<HashSet<_>>().into_iter().collect();
+        let named: HashSet<String> = digests(&unit).filter(|digest| !self.pictures.contains(*digest)).map(str::to_owned).collect();
+        // What is there under its name is whole.
+        let (there, missing): (Vec<String>, Vec<String>) = named.into_iter().partition(|digest| self.root.join(PICTURES_FOLDER).join(digest).is_file());
+        self.pictures.extend(there);
         for some in missing.chunks(PICTURES) {
             let mut pictures = service.get_pictures(GetPicturesRequest { digests: some.to_vec() }).await?.into_inner();
             while let Some(got) = pictures.message().await? {
@@ -198,6 +204,8 @@ impl Folder {
             return Ok(());
         }
         self.sort();
+        let pictures = self.root.join(PICTURES_FOLDER);
+        remove_pictures(&pictures, &self.pictures).map_err(|e| Problem::file(&pictures, &e))?;
         write_whole(&self.root.join(RESULTS), |file| {
             for unit in &self.units {
                 file.write_all(line(unit).map_err(|problem| io::Error::other(problem.to_string()))?.as_bytes())?;
@@ -331,19 +339,19 @@ fn cell(text: &str) -> String {
     if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{text}") } else { text.to_owned() }
 }
 
-/// Takes away the pictures of the run whose results are replaced: what is named by a digest.
-fn remove_pictures(folder: &Path) -> io::Result<()> {
+/// Takes away what is named by a digest and is not among these: pictures of a run whose results were replaced.
+fn remove_pictures(folder: &Path, but: &HashSet<String>) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         let name = entry.file_name();
-        if name.len() == 64 && name.to_string_lossy().bytes().all(|c| c.is_ascii_hexdigit()) {
+        let name = name.to_string_lossy();
+        if name.len() == 64 && name.bytes().all(|c| c.is_ascii_hexdigit()) && !but.contains(&*name) {
             fs::remove_file(entry.path())?;
         }
     }
     Ok(())
 }
 
-/// Writes a file beside its place and moves it there: it is whole, or as it was.
 /// Whether a folder holds a run that came to no end.
 fn is_broken_off(root: &Path) -> bool {
     #[derive(Deserialize)]
@@ -353,6 +361,7 @@ fn is_broken_off(root: &Path) -> bool {
     fs::read(root.join(RUN)).ok().and_then(|run| serde_json::from_slice(&run).ok()).is_some_and(|ended: Ended| ended.interrupted)
 }
 
+/// Writes a file beside its place and moves it there: it is whole, or as it was.
 fn write_whole(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> Result<(), Problem> {
     let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
     let part = path.with_file_name(format!(".{name}.part"));
@@ -389,6 +398,7 @@ mod tests {
         assert_eq!(fs::read_to_string(root.path().join(RESULTS)).unwrap(), "precious", "not before there is something to replace them with");
         replacing.accepted(JobAccepted::default()).unwrap();
         assert_eq!(fs::read_to_string(root.path().join(RESULTS)).unwrap(), "");
+        replacing.finish(None).unwrap();
         let left: Vec<_> = fs::read_dir(&pictures).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["mine.png"]);
     }

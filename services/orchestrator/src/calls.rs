@@ -10,10 +10,10 @@ use bytes::Bytes;
 use dnd_mesh::{Fault, blobs::Blobs, fault, parameters};
 use dnd_method::{embedding::Embedding, parameters::Parameters};
 use dnd_proto::v1::{
-    self as proto, ActivatePicture, ActivateRequest, ActivateSetup, Answer, CaptionRequest, CropRequest, EmbedImagesRequest, EmbedTextsRequest,
-    GenerateRequest, LayerUnits, Model, ProbingSet, Provenance, ReadPicturesRequest, Sampling, SimplifyRequest, Stage, SummarizeRequest, Target, TopPicture,
-    Usage, activate_request, activate_response, caption_response, crop_response, embed_images_response, embed_texts_response, generate_response,
-    read_pictures_response, simplify_response, summarize_response,
+    self as proto, ActivatePicture, ActivateRequest, ActivateSetup, Answer, CaptionRequest, CropRequest, DissectRequest, EmbedImagesRequest, EmbedTextsRequest,
+    GenerateRequest, JobAccepted, LayerUnits, Model, ProbeRequest, ProbeResponse, ProbingSet, Provenance, ReadPicturesRequest, Sampling, SimplifyRequest,
+    Stage, SummarizeRequest, Target, TopPicture, Usage, activate_request, activate_response, caption_response, crop_response, embed_images_response,
+    embed_texts_response, generate_response, read_pictures_response, simplify_response, summarize_response,
 };
 use futures::{StreamExt as _, stream};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -25,29 +25,32 @@ use crate::{
     models::Models,
     progress::Progress,
     results::{Results as Kept, Shelf},
-    steps::Failure,
+    steps::{Failure, looked_at},
+    store::Pause,
     uploads::{self, NOT_UPLOADED},
 };
 
 /// Items of one stream at most, so that load can move between replicas.
 const ITEMS: usize = 64;
 /// How often a call whose service is away is tried again without anything having come of it, and how long after the first time; twice as long after each
-/// further one, up to a bound. Together about a minute: long enough for a service that was restarted to load its model.
-const RETRIES: u32 = 12;
+/// further one, up to a bound. Together some seconds: enough for a service that is started anew at once; then the job pauses until it is there.
+const TRIES: u32 = 5;
+/// As [`TRIES`], where a mesh that was just started is waited for: together about a minute, in which a service loads its model.
+pub(crate) const TRIES_AT_FIRST: u32 = 12;
 const RETRY_AFTER: Duration = Duration::from_millis(250);
 const RETRY_AT_LAST_AFTER: Duration = Duration::from_secs(8);
-/// Results that are kept for units that need them, too: texts and digests, embeddings, and activations by their number.
-const KEPT: usize = 1_000_000;
-const KEPT_EMBEDDINGS: usize = 50_000;
-const KEPT_ACTIVATIONS: usize = 1 << 26;
-/// Reasons of the summarizer's that every further question would be answered with, too.
-const ENDS_THE_JOB: [&str; 4] = ["LLM_BUDGET", "LLM_KEY", "LLM_NOT_FOUND", "LLM_QUOTA"];
+/// Results that are in memory for units that need them, too: texts and digests, embeddings, and activations by their number. All others are in the database.
+const KEPT: usize = 10_000;
+const KEPT_EMBEDDINGS: usize = 5_000;
+const KEPT_ACTIVATIONS: usize = 1 << 24;
+/// Reasons of the summarizer's that every further question would be answered with, too: the job waits for whoever can change that.
+const PAUSES_THE_JOB: [&str; 4] = ["LLM_BUDGET", "LLM_KEY", "LLM_NOT_FOUND", "LLM_QUOTA"];
 
 /// The calls of one job.
 pub(crate) struct Calls {
     models: Models,
     blobs: Arc<Blobs>,
-    progress: Arc<Progress>,
+    progress: Progress,
     parameters: Parameters,
     target: Target,
     probing_set: ProbingSet,
@@ -75,6 +78,20 @@ pub(crate) struct Work {
 }
 
 impl Work {
+    /// The work of a job.
+    pub(crate) fn of(request: DissectRequest, accepted: JobAccepted) -> Result<Self, Fault> {
+        let provenance = accepted.provenance.unwrap_or_default();
+        // The target is what it was when it was described, its pre-processing spelt out.
+        let Provenance { target_digest, preprocessing, parameters, .. } = provenance.clone();
+        Ok(Self {
+            parameters: parameters::from_request(parameters.as_ref())?,
+            target: Target { digest: target_digest, preprocessing, ..request.target.unwrap_or_default() },
+            probing_set: request.probing_set.unwrap_or_default(),
+            layers: accepted.layers,
+            provenance,
+        })
+    }
+
     /// Where results of a function are kept, that depend on a model and on what `with` says. The number in the function's name is raised when its results
     /// become others.
     fn shelf<V: Serialize + DeserializeOwned + Clone>(results: &Kept, function: &str, model: Option<&Model>, with: &str) -> Option<Shelf<V>> {
@@ -132,7 +149,7 @@ macro_rules! answered {
 
 impl Calls {
     /// The calls of a job; their results are kept where `results` keeps them.
-    pub(crate) fn new(models: Models, blobs: Arc<Blobs>, results: &Kept, progress: Arc<Progress>, work: Work) -> Self {
+    pub(crate) fn new(models: Models, blobs: Arc<Blobs>, results: &Kept, work: Work) -> Self {
         let Work { parameters, target, probing_set, layers, provenance } = work;
         let units: usize = layers.iter().map(|layer| layer.units.len()).sum();
         let Parameters { seed, temperature, answer_max_new_tokens, num_inference_steps, guidance_scale, .. } = parameters;
@@ -165,7 +182,7 @@ impl Calls {
             texts: Memo::new(KEPT_EMBEDDINGS, Work::shelf(results, "embed text 1", clip, "")),
             models,
             blobs,
-            progress,
+            progress: Progress::default(),
             parameters,
             target,
             probing_set,
@@ -177,14 +194,44 @@ impl Calls {
         &self.parameters
     }
 
+    pub(crate) fn layers(&self) -> &[LayerUnits] {
+        &self.layers
+    }
+
+    /// What the calls took so far.
+    pub(crate) fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Begins the probing pass of the job.
+    pub(crate) async fn probe(&self) -> Result<Streaming<ProbeResponse>, Status> {
+        let request = ProbeRequest {
+            target: Some(self.target.clone()),
+            probing_set: Some(self.probing_set.clone()),
+            layers: self.layers.clone(),
+            summary: parameters::summary(&self.parameters).into(),
+            token_summary: parameters::token_summary(&self.parameters).into(),
+            top: Some(looked_at(&self.parameters)),
+        };
+        let mut patience = Patience::of(TRIES);
+        loop {
+            let (mut client, request) = (self.models.activation.clone(), request.clone());
+            match self.with_uploads(client.probe(request).await).await {
+                Ok(messages) => return Ok(messages.into_inner()),
+                Err(status) if patience.wait_after(&status).await => {}
+                Err(status) => return Err(status),
+            }
+        }
+    }
+
     /// Keeps a picture that was made here.
     pub(crate) async fn keep(&self, picture: Bytes) -> Result<String, Failure> {
-        self.blobs.put(picture).await.map_err(|e| Failure::new("storage", e.to_string()))
+        self.blobs.put(picture).await.map_err(|e| Failure::storage(format!("kept pictures: {e}")))
     }
 
     async fn picture(&self, digest: &str) -> Result<Bytes, Failure> {
-        let missing = || Failure::new("storage", format!("the picture {digest} is not there any more"));
-        self.blobs.get(digest).await.map_err(|e| Failure::new("storage", e.to_string()))?.ok_or_else(missing)
+        let missing = || Failure::new("storage", format!("the picture {digest} is not there any more")).worth_another_try();
+        self.blobs.get(digest).await.map_err(|e| Failure::storage(format!("kept pictures: {e}")))?.ok_or_else(missing)
     }
 
     fn note<V>(&self, stage: Stage, found: Found<V>) -> Results<V> {
@@ -462,7 +509,7 @@ impl Calls {
         F: Future<Output = Result<Response<Streaming<A>>, Status>>,
         K: Future<Output = Result<B, Failure>>,
     {
-        let mut patience = Patience::default();
+        let mut patience = Patience::of(TRIES);
         loop {
             let mut kept = Vec::new();
             let attempt = async {
@@ -499,7 +546,7 @@ impl Meter {
 }
 
 fn embedding_of(embedding: &proto::Embedding) -> Result<Arc<Embedding>, Failure> {
-    Embedding::new(&embedding.values).map(Arc::new).map_err(|e| Failure::new("embedding", e.to_string()))
+    Embedding::new(&embedding.values).map(Arc::new).map_err(|e| Failure::new("embedding", e.to_string()).worth_another_try())
 }
 
 /// How long a call waits for a service that is away. All calls of models are pure: nothing that is tried again is done twice.
@@ -508,13 +555,11 @@ struct Patience {
     after: Duration,
 }
 
-impl Default for Patience {
-    fn default() -> Self {
-        Self { tries: RETRIES, after: RETRY_AFTER }
-    }
-}
-
 impl Patience {
+    fn of(tries: u32) -> Self {
+        Self { tries, after: RETRY_AFTER }
+    }
+
     /// Waits if the failed call is worth another try, and gives whether it is.
     async fn wait_after(&mut self, status: &Status) -> bool {
         if self.tries == 0 || !is_away(status) {
@@ -528,9 +573,9 @@ impl Patience {
     }
 }
 
-/// Makes a call again while its service is still loading its model.
-pub(crate) async fn once_loaded<T, F: Future<Output = Result<T, Status>>>(call: impl Fn() -> F) -> Result<T, Status> {
-    let mut patience = Patience::default();
+/// Makes a call again while its service is still loading its model, so often.
+pub(crate) async fn once_loaded<T, F: Future<Output = Result<T, Status>>>(tries: u32, call: impl Fn() -> F) -> Result<T, Status> {
+    let mut patience = Patience::of(tries);
     loop {
         match call().await {
             Err(status) if fault::reason_of(&status).as_deref() == Some("MODEL_LOADING") && patience.wait_after(&status).await => {}
@@ -540,7 +585,7 @@ pub(crate) async fn once_loaded<T, F: Future<Output = Result<T, Status>>>(call: 
 }
 
 /// Whether a status says that the service was not there, or not to the end. A broken connection has many codes, and never a reason of ours.
-fn is_away(status: &Status) -> bool {
+pub(crate) fn is_away(status: &Status) -> bool {
     let broken = matches!(status.code(), Code::Unknown | Code::Cancelled | Code::Internal) && fault::reason_of(status).is_none();
     broken || matches!(status.code(), Code::Unavailable | Code::ResourceExhausted)
 }
@@ -564,7 +609,7 @@ where
 {
     let mut results: Vec<Option<Result<V, Failure>>> = items.iter().map(|_| None).collect();
     for (first, items) in (0..items.len()).step_by(ITEMS).zip(items.chunks(ITEMS)) {
-        let mut patience = Patience::default();
+        let mut patience = Patience::of(TRIES);
         loop {
             let mut requests: Vec<Q> = Vec::new();
             for (id, item) in (first..).zip(items) {
@@ -594,7 +639,7 @@ where
             };
             let Err(status) = exchange.await else { break };
             if went_on {
-                patience = Patience::default();
+                patience = Patience::of(TRIES);
             }
             if !patience.wait_after(&status).await {
                 let failure = Failure::of(service, &status);
@@ -607,10 +652,19 @@ where
 }
 
 impl Failure {
-    /// Of a whole call of a service.
-    fn of(service: &str, status: &Status) -> Self {
+    /// Of a whole call of a service. One that is away holds up the whole job.
+    pub(crate) fn of(service: &str, status: &Status) -> Self {
         let Self { reason, message, .. } = Self::status(status);
-        Self::new(&reason, format!("the {service} service: {message}"))
+        let message = format!("the {service} service: {message}");
+        let away = is_away(status).then(|| Pause { fault: Fault::new(Code::Unavailable, "SERVICE_AWAY", message.clone()), by_itself: true });
+        Self { pauses: away, ..Self::new(&reason, message).worth_another_try() }
+    }
+
+    /// Of what is kept here.
+    pub(crate) fn storage(message: impl Into<String>) -> Self {
+        let message = message.into();
+        let pause = Pause { fault: Fault::new(Code::Unavailable, "STORAGE", message.clone()), by_itself: true };
+        Self { pauses: Some(pause), ..Self::new("storage", message) }
     }
 
     fn status(status: &Status) -> Self {
@@ -621,14 +675,15 @@ impl Failure {
     /// Of one item of a stream.
     fn item(status: &tonic_types::Status) -> Self {
         let status = fault::item_status(status);
-        let ends_the_job = fault::reason_of(&status).filter(|reason| ENDS_THE_JOB.contains(&reason.as_str())).map(|_| Box::new(Fault::relayed(&status)));
+        let pauses = fault::reason_of(&status).filter(|reason| PAUSES_THE_JOB.contains(&reason.as_str()));
+        let pauses = pauses.map(|_| Pause { fault: Fault::relayed(&status), by_itself: false });
         // The codes that say that asking again would be answered alike.
         let is_the_items = matches!(status.code(), Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition | Code::OutOfRange | Code::DataLoss);
-        Self { is_the_items: is_the_items && ends_the_job.is_none(), ends_the_job, ..Self::status(&status) }
+        Self { is_the_items: is_the_items && pauses.is_none(), retry: !is_the_items, pauses, ..Self::status(&status) }
     }
 
     /// Of an answer that holds nothing.
     fn empty() -> Self {
-        Self::new("internal", "a model service did not answer this item")
+        Self::new("internal", "a model service did not answer this item").worth_another_try()
     }
 }

@@ -5,7 +5,7 @@
 use std::{path::Path, sync::Once, time::Duration};
 
 use sqlx::{
-    AnyConnection, AnyPool, Connection as _,
+    Any, AnyConnection, AnyPool, Connection as _, Transaction,
     any::{AnyPoolOptions, install_default_drivers},
     migrate::{MigrateError, Migrator},
 };
@@ -23,6 +23,7 @@ static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
 #[derive(Debug, Clone)]
 pub struct Database {
     pub(crate) pool: AnyPool,
+    dialect: Dialect,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,8 +67,7 @@ impl Database {
 
     /// A database by its URL, `postgres://...` or `sqlite:FILE`, brought to this version's tables.
     pub async fn open(url: &str) -> Result<Self, DatabaseError> {
-        static DRIVERS: Once = Once::new();
-        DRIVERS.call_once(install_default_drivers);
+        install_drivers();
         let place = without_password(url);
         let (dialect, url) = match url.split_once(':') {
             Some(("postgres" | "postgresql", _)) => (Dialect::Postgres, url.to_owned()),
@@ -101,15 +101,42 @@ impl Database {
             Dialect::Postgres => &POSTGRES,
         };
         match migrations.run(&pool).await {
-            Ok(()) => Ok(Self { pool }),
+            Ok(()) => Ok(Self { pool, dialect }),
             Err(MigrateError::VersionMissing(migration)) => Err(DatabaseError::Newer { place, migration }),
             Err(error) => Err(broken(error.into())),
         }
     }
+
+    /// Begins a transaction that will write. SQLite has one writer at a time: it is taken at once, since one that has read can't become it later.
+    pub(crate) async fn begin(&self) -> Result<Transaction<'static, Any>, sqlx::Error> {
+        match self.dialect {
+            Dialect::Sqlite => self.pool.begin_with("BEGIN IMMEDIATE").await,
+            Dialect::Postgres => self.pool.begin().await,
+        }
+    }
+
+    /// The end of a query for rows that are to be changed, and that no other transaction is changing.
+    pub(crate) fn for_update_of_free_rows(&self) -> &'static str {
+        match self.dialect {
+            // Its one writer has all rows for itself.
+            Dialect::Sqlite => "",
+            Dialect::Postgres => " FOR UPDATE SKIP LOCKED",
+        }
+    }
+}
+
+/// `$4, $5, $6`: places of so many values of a statement, from this one on. (sqlx's own builder writes `?` here, which PostgreSQL does not read.)
+pub(crate) fn places(first: usize, count: usize) -> String {
+    (first..first + count).map(|place| format!("${place}")).collect::<Vec<_>>().join(", ")
 }
 
 /// What stands for itself in the path of a `sqlite:` URL.
 const PATH: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS.add(b' ').add(b'%').add(b'?').add(b'#');
+
+fn install_drivers() {
+    static DRIVERS: Once = Once::new();
+    DRIVERS.call_once(install_default_drivers);
+}
 
 /// A URL as it may be shown.
 fn without_password(url: &str) -> String {
@@ -119,6 +146,19 @@ fn without_password(url: &str) -> String {
             parsed.to_string()
         }
         _ => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+impl Database {
+    /// An empty PostgreSQL database, where `DND_TEST_POSTGRES` is the URL of a server to make databases in (scripts/postgres.sh starts one).
+    pub(crate) async fn of_a_test() -> Option<Self> {
+        let server = std::env::var("DND_TEST_POSTGRES").ok()?;
+        install_drivers();
+        let name = format!("test_{}", uuid::Uuid::new_v4().simple());
+        let mut there = AnyConnection::connect(&server).await.unwrap();
+        sqlx::raw_sql(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut there).await.unwrap();
+        Some(Self::open(&format!("{}/{name}", server.rsplit_once('/').unwrap().0)).await.unwrap())
     }
 }
 

@@ -10,7 +10,7 @@ use dnd_mesh::{
     server::{self, Services},
     telemetry,
 };
-use dnd_orchestrator::{Data, DataArgs, Endpoints, Models, OrchestratorArgs};
+use dnd_orchestrator::{Data, DataArgs, Endpoints, Models, OrchestratorArgs, WorksOn};
 
 /// Labels units of vision networks in words, over gRPC, with the model services that it is told of.
 #[derive(Debug, Parser)]
@@ -35,7 +35,7 @@ async fn run(args: Args) -> Result<()> {
     telemetry::init(&serve.log);
     let data = Data::open(&data).await?;
     let services = blobs::add_to(Services::default(), Arc::clone(&data.blobs));
-    let services = dnd_orchestrator::add_to(services, Models::at(&endpoints)?, data, options);
+    let services = dnd_orchestrator::add_to(services, Models::at(&endpoints)?, data, &options, WorksOn::AllJobs);
     server::serve(&serve, services, || Ok::<_, Infallible>(())).await?;
     Ok(())
 }

@@ -61,7 +61,13 @@ impl<K: Hash + Eq + Clone + Serialize, V: Clone + Serialize + DeserializeOwned> 
                 let results = self.kept_or_made(&claimed, &make, &mut made).await;
                 for ((key, sender), result) in claimed.into_iter().zip(senders).zip(results) {
                     match &result {
-                        Ok(value) => drop(sender.send(Some(value.clone()))),
+                        Ok(value) => {
+                            let _ = sender.send(Some(value.clone()));
+                            // As the shelf has it: what can't be used is made again for whoever asks next.
+                            if self.shelf.as_ref().is_some_and(|shelf| !shelf.is_whole(value)) {
+                                self.lock().pop(&key);
+                            }
+                        }
                         Err(_) => drop(self.lock().pop(&key)),
                     }
                     found.insert(key, result);

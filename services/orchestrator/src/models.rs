@@ -3,10 +3,14 @@
 use clap::Args;
 use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, channel};
 use dnd_proto::v1::{
-    activation_service_client::ActivationServiceClient, caption_service_client::CaptionServiceClient, diffusion_service_client::DiffusionServiceClient,
-    embedding_service_client::EmbeddingServiceClient, summary_service_client::SummaryServiceClient, upload_service_client::UploadServiceClient,
+    ActivationServiceGetModelRequest, CaptionServiceGetModelRequest, DiffusionServiceGetModelRequest, EmbeddingServiceGetModelRequest, Model,
+    SummaryServiceGetModelRequest, activation_service_client::ActivationServiceClient, caption_service_client::CaptionServiceClient,
+    diffusion_service_client::DiffusionServiceClient, embedding_service_client::EmbeddingServiceClient, summary_service_client::SummaryServiceClient,
+    upload_service_client::UploadServiceClient,
 };
 use tonic::{Code, Status, transport::Channel};
+
+use crate::calls::once_loaded;
 
 /// Where the model services are.
 #[derive(Debug, Clone, Args)]
@@ -67,6 +71,34 @@ impl Models {
             diffusion: client!(DiffusionServiceClient, diffusion),
             clip: client!(EmbeddingServiceClient, clip),
         }
+    }
+}
+
+/// The model services, in the order of [`Models::models`].
+pub(crate) const SERVICES: [&str; 5] = ["activation", "captioner", "summarizer", "diffusion", "clip"];
+
+impl Models {
+    /// The model of each service. One that is still loading its model is asked again so often; one that is not there is told at once.
+    pub(crate) async fn models(&self, tries: u32) -> Result<[Option<Model>; 5], Fault> {
+        macro_rules! model_of {
+            ($service:ident, $request:ident) => {
+                async {
+                    let model = once_loaded(tries, || {
+                        let mut client = self.$service.clone();
+                        async move { client.get_model($request {}).await }
+                    });
+                    model.await.map(|model| model.into_inner().model).map_err(|status| passed_on(stringify!($service), &status))
+                }
+            };
+        }
+        let (activation, captioner, summarizer, diffusion, clip) = tokio::try_join!(
+            model_of!(activation, ActivationServiceGetModelRequest),
+            model_of!(captioner, CaptionServiceGetModelRequest),
+            model_of!(summarizer, SummaryServiceGetModelRequest),
+            model_of!(diffusion, DiffusionServiceGetModelRequest),
+            model_of!(clip, EmbeddingServiceGetModelRequest),
+        )?;
+        Ok([activation, captioner, summarizer, diffusion, clip])
     }
 }
 

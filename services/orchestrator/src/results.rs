@@ -7,9 +7,12 @@ use std::{collections::HashMap, hash::Hash, sync::Arc};
 
 use serde::{Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
-use sqlx::{Any, QueryBuilder, Row as _};
+use sqlx::{AssertSqlSafe, Row as _};
 
-use crate::{database::Database, steps::Failure};
+use crate::{
+    database::{Database, places},
+    steps::Failure,
+};
 
 /// Keys of one statement; databases take some thousands of values.
 const KEYS: usize = 500;
@@ -28,13 +31,9 @@ impl Results {
     async fn find(&self, keys: &[Key]) -> Result<HashMap<Key, Vec<u8>>, sqlx::Error> {
         let mut found = HashMap::new();
         for keys in keys.chunks(KEYS) {
-            let mut query = QueryBuilder::<Any>::new("SELECT key, value FROM results WHERE key IN (");
-            let mut list = query.separated(", ");
-            for key in keys {
-                list.push_bind(key.as_slice());
-            }
-            query.push(")");
-            for row in query.build().fetch_all(&self.0.pool).await? {
+            let find = format!("SELECT key, value FROM results WHERE key IN ({})", places(1, keys.len()));
+            let find = keys.iter().fold(sqlx::query(AssertSqlSafe(find)), |find, key| find.bind(key.as_slice()));
+            for row in find.fetch_all(&self.0.pool).await? {
                 if let Ok(key) = row.try_get::<Vec<u8>, _>(0)?.try_into() {
                     found.insert(key, row.try_get(1)?);
                 }
@@ -82,6 +81,11 @@ impl<V: Serialize + DeserializeOwned + Clone> Shelf<V> {
         Self { is_whole: Arc::new(is_whole), ..self }
     }
 
+    /// Whether a value is one that would be found again.
+    pub(crate) fn is_whole(&self, value: &V) -> bool {
+        (self.is_whole)(value)
+    }
+
     fn key<K: Serialize>(&self, input: &K) -> Result<Key, Failure> {
         let input = postcard::to_allocvec(input).map_err(|e| storage(&e))?;
         Ok(self.of.clone().chain_update(input).finalize().into())
@@ -111,7 +115,7 @@ impl<V: Serialize + DeserializeOwned + Clone> Shelf<V> {
 }
 
 fn storage(error: &dyn std::fmt::Display) -> Failure {
-    Failure::new("storage", format!("kept results: {error}"))
+    Failure::storage(format!("kept results: {error}"))
 }
 
 #[cfg(test)]

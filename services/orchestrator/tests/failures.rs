@@ -13,18 +13,18 @@ use std::{
 
 use bytes::Bytes;
 use dnd_mesh::{
-    Fault, blobs, fault, items,
+    Fault, blobs, items,
     server::{InProcess, Services},
 };
-use dnd_orchestrator::{Data, DataArgs, Models, OrchestratorArgs, add_to};
+use dnd_orchestrator::{Data, DataArgs, Models, OrchestratorArgs, WorksOn, add_to};
 use dnd_proto::v1::{
     self as proto, ActivateRequest, ActivateResponse, Answer, Caption, CaptionRequest, CaptionResponse, CropRequest, CropResponse, DescribeTargetRequest,
     DescribeTargetResponse, DissectRequest, EmbedImagesRequest, EmbedImagesResponse, EmbedTextsRequest, EmbedTextsResponse, Embedding, GenerateRequest,
-    GenerateResponse, JobDone, LayerUnits, Model, Parameters, PictureActivations, ProbeRequest, ProbeResponse, ProbedUnit, ProbingSet, ReadPicturesRequest,
-    ReadPicturesResponse, SimplifyRequest, SimplifyResponse, SummarizeRequest, SummarizeResponse, Target, TopPicture, UnitResult, UnitState, Usage,
-    activate_request, activation_service_server as activation, caption_service_server as captioner, crop_response, diffusion_service_server as diffusion,
-    dissect_response::Event, dissect_service_client::DissectServiceClient, embedding_service_server as clip, probe_response, read_pictures_response,
-    summary_service_server as summarizer,
+    GenerateResponse, JobDone, JobPaused, LayerUnits, Model, Parameters, PictureActivations, ProbeRequest, ProbeResponse, ProbedUnit, ProbingSet,
+    ReadPicturesRequest, ReadPicturesResponse, SimplifyRequest, SimplifyResponse, SummarizeRequest, SummarizeResponse, Target, TopPicture, UnitResult,
+    UnitState, Usage, activate_request, activation_service_server as activation, caption_service_server as captioner, crop_response,
+    diffusion_service_server as diffusion, dissect_service_client::DissectServiceClient, embedding_service_server as clip, job_event::Event, probe_response,
+    read_pictures_response, summary_service_server as summarizer,
 };
 use futures::{StreamExt as _, stream};
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -283,8 +283,8 @@ async fn run_with(behaviour: Behaviour, parameters: Parameters) -> (Vec<UnitResu
     (units, calls)
 }
 
-/// As [`run`], whatever the job's end: the units as they were finished, and how it ended.
-async fn run_to_the_end(behaviour: Behaviour, parameters: Parameters, args: OrchestratorArgs) -> (Vec<UnitResult>, Result<JobDone, Status>, Arc<Behaviour>) {
+/// As [`run`], whatever the job's end: the units as they were finished, and how it ended, or what it waits for.
+async fn run_to_the_end(behaviour: Behaviour, parameters: Parameters, args: OrchestratorArgs) -> (Vec<UnitResult>, Result<JobDone, JobPaused>, Arc<Behaviour>) {
     let fakes = Fakes(Arc::new(behaviour));
     let services = Services::default()
         .with(activation::ActivationServiceServer::new(fakes.clone()))
@@ -295,7 +295,7 @@ async fn run_to_the_end(behaviour: Behaviour, parameters: Parameters, args: Orch
     let models = InProcess::start(services);
     let channel = || models.channel();
     let data = Data::open(&DataArgs::default()).await.unwrap();
-    let orchestrator = add_to(Services::default(), Models::over(channel(), channel(), channel(), channel(), channel()), data, args);
+    let orchestrator = add_to(Services::default(), Models::over(channel(), channel(), channel(), channel(), channel()), data, &args, WorksOn::AllJobs);
     let server = InProcess::start(orchestrator);
     let request = DissectRequest {
         target: Some(Target { uri: "file:/somewhere/net.onnx".into(), ..Default::default() }),
@@ -307,11 +307,12 @@ async fn run_to_the_end(behaviour: Behaviour, parameters: Parameters, args: Orch
     let mut events = DissectServiceClient::new(server.channel()).dissect(request).await.unwrap().into_inner();
     let mut units = Vec::new();
     loop {
-        match events.message().await.map(|response| response.unwrap().event.unwrap()) {
+        match events.message().await.map(|response| response.unwrap().event.unwrap().event.unwrap()) {
             Ok(Event::Unit(unit)) => units.push(unit),
             Ok(Event::Done(done)) => return (units, Ok(done), fakes.0),
+            Ok(Event::Paused(paused)) if !paused.by_itself => return (units, Err(paused), fakes.0),
             Ok(_) => {}
-            Err(status) => return (units, Err(status), fakes.0),
+            Err(status) => panic!("{status}"),
         }
     }
 }
@@ -407,7 +408,7 @@ async fn an_answer_that_was_refused_cut_off_or_empty_is_no_concept_and_its_text_
 }
 
 #[tokio::test]
-async fn a_budget_that_is_reached_ends_the_job_and_what_is_finished_stays() {
+async fn a_budget_that_is_reached_pauses_the_job_and_what_is_finished_stays() {
     static ASKED: AtomicUsize = AtomicUsize::new(0);
     fn seven_answers(_: &SummarizeRequest) -> Result<Answer, Fault> {
         if ASKED.fetch_add(1, Ordering::SeqCst) < 7 {
@@ -416,16 +417,15 @@ async fn a_budget_that_is_reached_ends_the_job_and_what_is_finished_stays() {
             Err(Fault::new(Code::ResourceExhausted, "LLM_BUDGET", "the budget of 7 answers is reached"))
         }
     }
-    let one_by_one = OrchestratorArgs { units_in_flight: 1.try_into().unwrap() };
+    let one_by_one = OrchestratorArgs { units_in_flight: 1.try_into().unwrap(), ..Default::default() };
     // No two units have a description in common.
     let told_apart = |picture: &[u8]| Ok(format!("a circle {}", blobs::digest(picture)));
     let behaviour = Behaviour { answer: Some(seven_answers), caption: Some(told_apart), own_pictures: true, ..Default::default() };
     let (units, done, _) = run_to_the_end(behaviour, Parameters::default(), one_by_one).await;
     let labels: Vec<(u32, &str)> = units.iter().map(|unit| (unit.unit, unit.label.as_str())).collect();
     assert_eq!(labels, [(0, "red circles")], "five answers are the first unit's; the second gets two, and no result");
-    let status = done.unwrap_err();
-    assert_eq!((status.code(), fault::reason_of(&status).as_deref()), (Code::ResourceExhausted, Some("LLM_BUDGET")));
-    assert_eq!(status.message(), "the budget of 7 answers is reached");
+    let paused = done.unwrap_err();
+    assert_eq!((paused.reason.as_str(), paused.message.as_str()), ("LLM_BUDGET", "the budget of 7 answers is reached"));
     assert_eq!(ASKED.load(Ordering::SeqCst), 10, "the third unit is not begun");
 }
 

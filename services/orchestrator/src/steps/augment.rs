@@ -9,7 +9,7 @@ use dnd_method::{
 use dnd_proto::v1::{ActivatingImage, ActivationMap, CroppedPicture, ProbedPicture, ProbedUnit, Stage, TopPicture};
 use image::{GrayImage, ImageFormat};
 
-use super::{Failure, Unit};
+use super::{Course, Failure, Unit};
 
 /// The set I, highest activation first; every picture of it is kept.
 #[derive(Debug, Clone)]
@@ -22,7 +22,7 @@ impl ActivatingImages {
     }
 }
 
-impl Unit<'_> {
+impl<C: Course> Unit<'_, C> {
     /// Keeps the unit's top whole pictures, with their activation maps as pictures, as evidence.
     pub(crate) async fn keep_probed(&mut self, probed: &ProbedUnit) -> Result<(), Failure> {
         let kept = self.timed(Stage::Crop, self.calls.originals(&probed.top)).await;
@@ -95,7 +95,7 @@ impl Unit<'_> {
             }
             _ => {}
         }
-        self.through(Stage::Crop);
+        self.through(Stage::Crop).await?;
         Ok(ActivatingImages(images))
     }
 }

@@ -6,10 +6,10 @@ use dnd_method::{
 };
 use dnd_proto::v1::Stage;
 
-use super::{ActivatingImages, Failure, Unit};
+use super::{ActivatingImages, Course, Failure, Unit};
 use crate::calls::Said;
 
-impl Unit<'_> {
+impl<C: Course> Unit<'_, C> {
     /// Step 2A: a caption for each image of I. Gives those that there are; an image that can't be captioned is left out.
     pub(crate) async fn caption(&mut self, images: &ActivatingImages) -> Result<Vec<String>, Failure> {
         self.result.images = images.0.clone();
@@ -35,7 +35,7 @@ impl Unit<'_> {
         if captions.is_empty() {
             return Err(last.unwrap_or_else(|| Failure::new("no_caption", "all captions are empty")));
         }
-        self.through(Stage::Caption);
+        self.through(Stage::Caption).await?;
         Ok(captions)
     }
 
@@ -96,8 +96,8 @@ impl Unit<'_> {
                 Err(failure) => return Err(failure),
             }
         }
-        let candidates = answers::candidates(&concepts).map_err(|e| last.unwrap_or_else(|| Failure::new(NO_CONCEPT, e.to_string())))?;
-        self.through(Stage::Summarize);
+        let candidates = answers::candidates(&concepts).map_err(|e| last.unwrap_or_else(|| Failure::new(NO_CONCEPT, e.to_string()).worth_another_try()))?;
+        self.through(Stage::Summarize).await?;
         Ok(candidates)
     }
 

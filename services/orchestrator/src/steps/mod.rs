@@ -6,11 +6,10 @@ mod select;
 
 use std::time::Instant;
 
-use dnd_mesh::Fault;
 use dnd_method::parameters::Parameters;
 use dnd_proto::v1::{ProbedUnit, Stage, StoredImages, UnitResult, UnitState, Usage};
 
-use crate::{calls::Calls, jobs::Job};
+use crate::{calls::Calls, store::Pause};
 
 use augment::ActivatingImages;
 
@@ -24,13 +23,20 @@ pub(crate) struct Failure {
     /// Whether the item itself is at fault (a picture that can't be read, a text that is too long) and would be again. Such an item is left out and said;
     /// any other failure is the service's, and a result without the item would be another than the method's: it fails the unit.
     pub(crate) is_the_items: bool,
-    /// The fault that ends the whole job, if this is one that every unit would meet: the unit has no result then.
-    pub(crate) ends_the_job: Option<Box<Fault>>,
+    /// Whether it may be another time.
+    pub(crate) retry: bool,
+    /// What the whole job waits for, if this is a failure that every unit would meet: the unit has no result then.
+    pub(crate) pauses: Option<Pause>,
 }
 
 impl Failure {
     pub(crate) fn new(reason: &str, message: impl Into<String>) -> Self {
-        Self { reason: reason.to_owned(), message: message.into(), is_the_items: false, ends_the_job: None }
+        Self { reason: reason.to_owned(), message: message.into(), is_the_items: false, retry: false, pauses: None }
+    }
+
+    /// It may be another time.
+    pub(crate) fn worth_another_try(self) -> Self {
+        Self { retry: true, ..self }
     }
 }
 
@@ -39,18 +45,22 @@ pub(crate) fn looked_at(parameters: &Parameters) -> u32 {
     parameters.probe_images.max(parameters.top_images)
 }
 
-/// A unit on its way through the steps.
-pub(crate) struct Unit<'j> {
-    pub(crate) calls: &'j Calls,
-    job: &'j Job,
-    pub(crate) result: UnitResult,
-    /// The stages that it has still to go through.
-    stages: Vec<Stage>,
+/// Whoever follows a unit on its way.
+pub(crate) trait Course: Send + Sync {
+    /// The unit is through a stage. It goes no further, if that can't be told.
+    fn through(&self, stage: Stage) -> impl Future<Output = Result<(), Failure>> + Send;
 }
 
-impl<'j> Unit<'j> {
-    /// A unit at its beginning, with the stages that it will go through.
-    pub(crate) fn new(calls: &'j Calls, job: &'j Job, probed: &ProbedUnit, stages: &[Stage]) -> Self {
+/// A unit on its way through the steps.
+pub(crate) struct Unit<'c, C> {
+    pub(crate) calls: &'c Calls,
+    course: &'c C,
+    pub(crate) result: UnitResult,
+}
+
+impl<'c, C: Course> Unit<'c, C> {
+    /// A unit at its beginning.
+    pub(crate) fn new(calls: &'c Calls, course: &'c C, probed: &ProbedUnit) -> Self {
         let result = UnitResult {
             layer: probed.layer.clone(),
             unit: probed.unit,
@@ -59,14 +69,14 @@ impl<'j> Unit<'j> {
             highest: probed.highest,
             ..Default::default()
         };
-        Self { calls, job, result, stages: stages.to_vec() }
+        Self { calls, course, result }
     }
 
     /// Runs a part of a stage, counting its time.
     pub(crate) async fn timed<T>(&self, stage: Stage, work: impl Future<Output = T>) -> T {
         let since = Instant::now();
         let done = work.await;
-        self.job.progress.time(stage, since);
+        self.calls.progress().time(stage, since);
         done
     }
 
@@ -78,45 +88,37 @@ impl<'j> Unit<'j> {
     pub(crate) fn used(&mut self, stage: Stage, usage: Option<Usage>) {
         let Some(usage) = usage else { return };
         self.result.usage.get_or_insert_with(Usage::default).add(&usage);
-        self.job.stage(self.job.progress.used(stage, &usage));
+        self.calls.progress().used(stage, &usage);
     }
 
     /// The unit is through a stage.
-    pub(crate) fn through(&mut self, stage: Stage) {
-        self.stages.retain(|left| *left != stage);
-        self.job.step(stage);
+    pub(crate) async fn through(&self, stage: Stage) -> Result<(), Failure> {
+        self.course.through(stage).await
     }
 
-    /// What came of the unit, unless the job ends with it. Stages that it did not get to are done for it.
-    pub(crate) fn end(mut self, outcome: Result<(), Failure>) -> Result<UnitResult, Fault> {
-        if let Err(Failure { ends_the_job: Some(fault), .. }) = outcome {
-            return Err(*fault);
-        }
-        for stage in std::mem::take(&mut self.stages) {
-            self.job.step(stage);
-        }
-        if let Err(failure) = outcome {
+    /// What came of the unit, and, if it failed, why.
+    fn end(mut self, outcome: Result<(), Failure>) -> (UnitResult, Option<Failure>) {
+        let failure = outcome.err();
+        if let Some(Failure { reason, message, .. }) = &failure {
             self.result.state = UnitState::Failed.into();
-            self.result.reason = failure.reason;
-            self.result.message = failure.message;
+            self.result.reason.clone_from(reason);
+            self.result.message.clone_from(message);
         }
-        Ok(self.result)
+        (self.result, failure)
     }
 }
 
-/// The stages that a unit goes through after the probing pass, and those of a selection over a probing set, or over stored images.
+/// The stages that a unit goes through after the probing pass.
 pub(crate) const STAGES: [Stage; 5] = [Stage::Crop, Stage::Caption, Stage::Summarize, Stage::Generate, Stage::Score];
-pub(crate) const STAGES_OF_SELECTION: [Stage; 3] = [Stage::Crop, Stage::Generate, Stage::Score];
-pub(crate) const STAGES_OF_STORED_SELECTION: [Stage; 2] = [Stage::Generate, Stage::Score];
 
-/// Labels a unit that the probing pass has found the top pictures of. A fault is one that ends the job.
-pub(crate) async fn dissect(calls: &Calls, job: &Job, probed: ProbedUnit) -> Result<UnitResult, Fault> {
-    let mut unit = Unit::new(calls, job, &probed, &STAGES);
-    let outcome = three_steps(&mut unit, &probed).await;
+/// Labels a unit that the probing pass has found the top pictures of. Beside the result, why it failed, if it did.
+pub(crate) async fn dissect(calls: &Calls, course: &impl Course, probed: &ProbedUnit) -> (UnitResult, Option<Failure>) {
+    let mut unit = Unit::new(calls, course, probed);
+    let outcome = three_steps(&mut unit, probed).await;
     unit.end(outcome)
 }
 
-async fn three_steps(unit: &mut Unit<'_>, probed: &ProbedUnit) -> Result<(), Failure> {
+async fn three_steps<C: Course>(unit: &mut Unit<'_, C>, probed: &ProbedUnit) -> Result<(), Failure> {
     // Step 1 (3.1): the probing set, augmented with attention crops; of both the highest activating images.
     unit.keep_probed(probed).await?;
     if probed.dead {
@@ -134,14 +136,14 @@ async fn three_steps(unit: &mut Unit<'_>, probed: &ProbedUnit) -> Result<(), Fai
 }
 
 /// Step 3 alone (3.3), over a probing set: the caller's candidates on the unit's highest activating images.
-pub(crate) async fn select(calls: &Calls, job: &Job, probed: ProbedUnit, candidates: &[String]) -> Result<UnitResult, Fault> {
-    let mut unit = Unit::new(calls, job, &probed, &STAGES_OF_SELECTION);
+pub(crate) async fn select(calls: &Calls, course: &impl Course, probed: &ProbedUnit, candidates: &[String]) -> (UnitResult, Option<Failure>) {
+    let mut unit = Unit::new(calls, course, probed);
     let outcome = async {
-        unit.keep_probed(&probed).await?;
+        unit.keep_probed(probed).await?;
         if probed.dead {
             return Err(Failure::new("dead", "all its finite activations over the probing set are equal: no concept fits it better than another"));
         }
-        let images = unit.augment(&probed).await?;
+        let images = unit.augment(probed).await?;
         unit.result.images = images.0.clone();
         unit.select(candidates, &images).await
     };
@@ -150,8 +152,14 @@ pub(crate) async fn select(calls: &Calls, job: &Job, probed: ProbedUnit, candida
 }
 
 /// Step 3 alone (3.3), over the images of an earlier result.
-pub(crate) async fn select_stored(calls: &Calls, job: &Job, unit: &ProbedUnit, candidates: &[String], images: StoredImages) -> Result<UnitResult, Fault> {
-    let mut unit = Unit::new(calls, job, unit, &STAGES_OF_STORED_SELECTION);
+pub(crate) async fn select_stored(
+    calls: &Calls,
+    course: &impl Course,
+    unit: &ProbedUnit,
+    candidates: &[String],
+    images: StoredImages,
+) -> (UnitResult, Option<Failure>) {
+    let mut unit = Unit::new(calls, course, unit);
     let images = ActivatingImages(images.images);
     unit.result.images = images.0.clone();
     let outcome = unit.select(candidates, &images).await;

@@ -9,21 +9,21 @@ use dnd_method::{
 };
 use dnd_proto::v1::{ConceptScores, GeneratedPicture, RankedConcept, Stage, UnitState};
 
-use super::{ActivatingImages, Failure, Unit};
+use super::{ActivatingImages, Course, Failure, Unit};
 use crate::calls::Drawing;
 
-impl Unit<'_> {
+impl<C: Course> Unit<'_, C> {
     /// Draws pictures of each candidate, shows them to the network, and ranks the candidates; the best is the label.
     pub(crate) async fn select(&mut self, candidates: &[String], images: &ActivatingImages) -> Result<(), Failure> {
         let pictures = self.draw(candidates).await?;
-        self.through(Stage::Generate);
+        self.through(Stage::Generate).await?;
         self.result.concepts = self.rank(candidates, pictures, images).await?;
         let labels = self.labels().await?;
         let label = labels.first().cloned();
         self.result.label = label.ok_or_else(|| Failure::new("no_usable_picture", "none of the pictures drawn of the candidate concepts can be used"))?;
         self.result.labels = labels;
         self.result.state = UnitState::Labelled.into();
-        self.through(Stage::Score);
+        self.through(Stage::Score).await?;
         Ok(())
     }
 
