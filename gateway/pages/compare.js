@@ -1,5 +1,5 @@
 // Two jobs side by side: where they say the same of a unit, and where not.
-import { api, count, go, h, number, pagesOf, paths, picture, plural, score } from "./lib.js";
+import { api, count, go, h, jobName, pagesOf, paths, picture, plural, score } from "./lib.js";
 
 const SHOWN = 100;
 
@@ -7,7 +7,7 @@ export async function show(root, _, signal) {
   const query = new URLSearchParams(location.search);
   const { jobs } = await api("/v1/jobs?page_size=1000", { signal });
   const ids = { a: query.get("a") ?? "", b: query.get("b") ?? "" };
-  const name = (job) => `${job.target_name} · ${new Date(job.created_at).toLocaleString()} · ${job.job_id.slice(0, 8)}`;
+  const name = (job) => `${jobName(job)} · ${new Date(job.created_at).toLocaleString()} · ${job.job_id.slice(0, 8)}`;
   const choose = (side, label) => {
     const select = h("select", { id: side, change: () => go(`/compare?${new URLSearchParams({ ...ids, [side]: select.value })}`) },
       h("option", { value: "" }, "choose a job"), ...jobs.map((job) => h("option", { value: job.job_id }, name(job))));

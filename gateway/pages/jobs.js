@@ -1,5 +1,5 @@
 // All jobs.
-import { ago, api, badge, bar, count, ended, h, number, paths, plural, say } from "./lib.js";
+import { ago, api, badge, bar, count, ended, h, jobName, number, paths, plural, say } from "./lib.js";
 
 /** How often a list with running jobs is asked for again. */
 const EVERY = 2500;
@@ -35,7 +35,7 @@ export async function show(root, _, signal) {
       if (old && JSON.stringify(old) === JSON.stringify(job)) continue;
       // Replacing a row would take the focus from a link in it.
       if (old && known.get(job.job_id).item.contains(document.activeElement)) continue;
-      if (old && !ended(old.state) && ended(job.state)) say(`The job on ${job.target_name} has ended: ${plural(job.units?.labelled, "label")}.`);
+      if (old && !ended(old.state) && ended(job.state)) say(`The job on ${jobName(job)} has ended: ${plural(job.units?.labelled, "label")}.`);
       place(job, older || first ? "end" : "start");
     }
     if (!known.size) list.replaceChildren(nothing());
@@ -59,8 +59,8 @@ function row(job) {
     `${count(units.total)} in all`,
   ];
   return [
-    h("div", { class: "job-title" }, h("h2", {}, h("a", { href: paths.job(job.job_id) }, job.target_name || job.job_id)), badge(job.state)),
-    bar(`Units of ${job.target_name} that have ended`, done, number(units.total)),
+    h("div", { class: "job-title" }, h("h2", {}, h("a", { href: paths.job(job.job_id) }, jobName(job))), badge(job.state)),
+    bar(`Units of ${jobName(job)} that have ended`, done, number(units.total)),
     h("p", { class: "soft facts" }, facts.filter(Boolean).join(" · "), " · ", job.created_at && ago(job.created_at)),
     job.message && h("p", { class: job.state === "JOB_STATE_FAILED" ? "bad" : "warn" }, job.message),
   ];

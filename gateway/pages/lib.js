@@ -95,7 +95,7 @@ export async function* pagesOf(path, sizes, signal) {
   }
 }
 
-/** The events of a job from one on, until it ends or the page is left. Comes back by itself when the connection is lost. */
+/** The events of a job from one on, until it ends or the page is left. Comes back by itself when the connection is lost. Gives what ends it. */
 export function watch(job, after, signal, on) {
   const source = new EventSource(`/v1/jobs/${encodeURIComponent(job)}/events?evidence=false&after=${after}`);
   const kinds = ["accepted", "progress", "skipped", "unit", "done", "paused", "resumed"];
@@ -106,9 +106,11 @@ export function watch(job, after, signal, on) {
     source.close();
     on("end", {});
   });
+  source.addEventListener("problem", (event) => on("problem", JSON.parse(event.data)));
   source.addEventListener("open", () => on("connected", {}));
   source.addEventListener("error", () => on(source.readyState === EventSource.CLOSED ? "lost" : "away", {}));
   signal.addEventListener("abort", () => source.close());
+  return () => source.close();
 }
 
 /** Goes to another page. */
@@ -149,6 +151,12 @@ export function ago(time) {
 }
 
 export const ended = (state) => ["JOB_STATE_DONE", "JOB_STATE_CANCELLED", "JOB_STATE_FAILED"].includes(state);
+
+/** What a job is called: after its network. */
+export function jobName(job) {
+  const name = job.target_name || job.job_id;
+  return /^[0-9a-f]{64}$/.test(name) ? `network ${name.slice(0, 10)}` : name;
+}
 
 /** A state as a small badge: of a job or a unit. */
 export function badge(state) {

@@ -1,5 +1,5 @@
 // A network: what its layers hold, and which concepts many units share.
-import { api, bar, count, h, number, pagesOf, paths, plural } from "./lib.js";
+import { api, bar, count, h, jobName, pagesOf, paths, plural } from "./lib.js";
 
 /** Concepts of a layer that are shown before one asks for more. */
 const SHOWN = 24;
@@ -8,8 +8,8 @@ export async function show(root, [id], signal) {
   const { job } = await api(`/v1/jobs/${encodeURIComponent(id)}`, { signal });
   const told = h("p", { class: "soft", role: "status" }, "Reading …");
   root.append(
-    h("p", { class: "crumbs" }, h("a", { href: "/" }, "Jobs"), " / ", h("a", { href: paths.job(id) }, job.target_name || "job"), " / by layer"),
-    h("div", { class: "head" }, h("h1", {}, `What ${job.target_name || "the network"} holds`)),
+    h("p", { class: "crumbs" }, h("a", { href: "/" }, "Jobs"), " / ", h("a", { href: paths.job(id) }, jobName(job)), " / by layer"),
+    h("div", { class: "head" }, h("h1", {}, `What ${jobName(job)} holds`)),
     told,
   );
   const layers = new Map((job.accepted?.layers ?? []).map((layer) => [layer.layer, []]));

@@ -1,5 +1,5 @@
 // A unit: its label and everything that speaks for it.
-import { STAGES, api, badge, bar, count, go, h, lines, number, paths, picture, plural, problem, say, score, svg } from "./lib.js";
+import { STAGES, api, badge, bar, count, go, h, jobName, lines, number, paths, picture, plural, problem, say, score, svg } from "./lib.js";
 import { neighbours } from "./units.js";
 
 export async function show(root, [id, layer, index], signal) {
@@ -33,7 +33,7 @@ function heading(job, unit, signal) {
     {},
     h("p", { class: "crumbs" },
       h("a", { href: "/" }, "Jobs"), " / ",
-      h("a", { href: paths.job(job.job_id) }, job.target_name || "job"), " / ",
+      h("a", { href: paths.job(job.job_id) }, jobName(job)), " / ",
       h("span", { class: "mono" }, `${unit.layer} unit ${unit.unit}`)),
     h("div", { class: "head" },
       h("div", { class: "job-title" }, h("h1", { class: "unit-label" }, title), state !== "labelled" && badge(unit.state)),

@@ -1,6 +1,6 @@
 // A job: how far it is, and its units as a grid that holds as many rows as there are, and as many elements as fit the window.
 import {
-  STAGES, ago, api, badge, bar, count, duration, ended, go, h, notices, number, pagesOf, paths, picture, plural, problem, say, score, watch,
+  STAGES, ago, api, badge, bar, count, duration, ended, go, h, jobName, notices, number, pagesOf, paths, picture, plural, problem, say, score, watch,
 } from "./lib.js";
 
 const GAP = 12;
@@ -32,10 +32,11 @@ export async function show(root, [id], signal) {
 
   const filling = grid.load();
   if (!ended(job.state)) {
-    watch(id, number(job.last_event), signal, (kind, event) => {
+    const stop = watch(id, number(job.last_event), signal, async (kind, event) => {
       head.told(kind, event);
       if (kind === "unit") grid.unit(event);
-      if (kind === "lost" || kind === "end") setTimeout(() => head.again().catch(() => {}), 300);
+      // A stream that breaks is asked for again by the browser, unless it is the job that came to its end.
+      if (["lost", "end", "problem"].includes(kind) && (await head.again().catch(() => false))) stop();
     });
   }
   if (back) {
@@ -53,7 +54,6 @@ function header(job, signal) {
   const state = h("span", {});
   const actions = h("div", { class: "actions" });
   const said = h("div", {});
-  const failures = h("div", {});
   const progress = new Map((job.progress ?? []).map((stage) => [stage.stage, stage]));
   let counts = { ...job.units };
   /** When units ended, as far as this page saw it. */
@@ -164,6 +164,7 @@ function header(job, signal) {
     for (const stage of job.progress ?? []) progress.set(stage.stage, stage);
     draw();
     if (ended(job.state)) say(`The job has ended: ${plural(counts.labelled, "label")}.`);
+    return ended(job.state);
   };
 
   draw();
@@ -171,20 +172,14 @@ function header(job, signal) {
     "section",
     {},
     h("p", { class: "crumbs" }, h("a", { href: "/" }, "Jobs"), " / ", h("span", { class: "mono" }, job.job_id)),
-    h("div", { class: "head" }, h("div", { class: "job-title" }, h("h1", {}, job.target_name || name(job)), state), actions),
+    h("div", { class: "head" }, h("div", { class: "job-title" }, h("h1", {}, jobName(job)), state), actions),
     facts,
     said,
     h("details", { open: !ended(job.state) }, h("summary", {}, "Stages"), stages),
     how(job),
-    failures,
+    exports(job),
   );
   return { element, told, again, scroll: () => scroll };
-}
-
-/** What a job without a name works on. */
-function name(job) {
-  const target = job.request?.target ?? {};
-  return decodeURIComponent(target.uri?.split("/").pop() || "") || (target.digest ? `network ${target.digest.slice(0, 12)}` : job.job_id);
 }
 
 function how(job) {
@@ -210,6 +205,12 @@ function how(job) {
       ),
       h("pre", {}, JSON.stringify(provenance.parameters ?? {}, null, 1))),
   );
+}
+
+function exports(job) {
+  const formats = [["csv", "Table (CSV)"], ["jsonl", "All evidence (JSON lines)"], ["cosy", "CoSy's CSV"], ["neuronpedia", "Neuronpedia's JSON"]];
+  const link = ([format, text]) => h("a", { class: "button", href: `/v1/jobs/${encodeURIComponent(job.job_id)}/export?format=${format}`, download: "" }, text);
+  return h("details", {}, h("summary", {}, "Export"), h("div", { class: "actions exports" }, ...formats.map(link)));
 }
 
 // --- the units ---

@@ -6,12 +6,13 @@ use axum::{
     Json,
     body::{Body, Bytes},
     extract::{FromRequest, FromRequestParts, Request, State},
-    http::{HeaderMap, StatusCode, header, request::Parts},
+    http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
     response::{
         IntoResponse as _, Response,
         sse::{Event, KeepAlive, Sse},
     },
 };
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use dnd_mesh::Fault;
 use dnd_proto::v1::{
     CancelJobRequest, CancelJobResponse, CreateJobRequest, CreateJobResponse, DeleteJobRequest, DescribeTargetResponse, DissectServiceDescribeTargetRequest,
@@ -22,7 +23,7 @@ use futures::{Stream, StreamExt as _, stream};
 use serde::{Deserialize, de::DeserializeOwned};
 use tonic::{
     Code, Streaming,
-    metadata::{MetadataMap, MetadataValue},
+    metadata::{Ascii, MetadataMap, MetadataValue},
 };
 
 use crate::{Gateway, problem::Problem};
@@ -35,7 +36,7 @@ pub(crate) struct Path<T>(pub(crate) T);
 /// What stands behind an address's question mark.
 #[derive(FromRequestParts)]
 #[from_request(via(axum::extract::Query), rejection(Problem))]
-pub(crate) struct Query<T>(T);
+pub(crate) struct Query<T>(pub(crate) T);
 
 /// A message as protobuf's JSON.
 pub(crate) struct Message<T>(pub(crate) T);
@@ -57,6 +58,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Message<T> {
 }
 
 /// Who asks: their token goes on to the mesh.
+#[derive(Clone)]
 pub(crate) struct Caller(MetadataMap);
 
 impl<S: Send + Sync> FromRequestParts<S> for Caller {
@@ -64,17 +66,28 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
         let mut metadata = MetadataMap::new();
-        if let Some(token) = parts.headers.get(header::AUTHORIZATION).and_then(|token| MetadataValue::try_from(token.as_bytes()).ok()) {
+        if let Some(token) = parts.headers.get(header::AUTHORIZATION).and_then(bearer) {
             metadata.insert("authorization", token);
         }
         Ok(Self(metadata))
     }
 }
 
+/// The token that was shown, as the mesh takes it. A browser has asked for it as the password of any name, since it can't send it otherwise with pictures and
+/// events.
+fn bearer(shown: &HeaderValue) -> Option<MetadataValue<Ascii>> {
+    let shown = shown.to_str().ok()?;
+    let token = shown.strip_prefix("Basic ").map(|encoded| {
+        let decoded = String::from_utf8(STANDARD.decode(encoded).ok()?).ok()?;
+        decoded.split_once(':').map(|(_, password)| format!("Bearer {password}"))
+    });
+    token.map_or_else(|| shown.parse().ok(), |token| token?.parse().ok())
+}
+
 impl Caller {
     /// A call of the mesh.
-    pub(crate) fn asks<T>(self, message: T) -> tonic::Request<T> {
-        tonic::Request::from_parts(self.0, tonic::Extensions::default(), message)
+    pub(crate) fn asks<T>(&self, message: T) -> tonic::Request<T> {
+        tonic::Request::from_parts(self.0.clone(), tonic::Extensions::default(), message)
     }
 }
 
@@ -266,4 +279,18 @@ fn to_the_end<T>(messages: Streaming<T>) -> impl Stream<Item = Told<T>> {
             Err(status) => Some((Told::Problem(status.into()), None)),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_passed_on_whether_shown_as_such_or_as_a_browsers_password() {
+        let shown = |header: &'static str| bearer(&HeaderValue::from_static(header)).map(|token| token.to_str().unwrap().to_owned());
+        assert_eq!(shown("Bearer dnd_1:2").as_deref(), Some("Bearer dnd_1:2"));
+        assert_eq!(shown("Basic bWU6ZG5kXzE6Mg==").as_deref(), Some("Bearer dnd_1:2"));
+        assert_eq!(shown("Basic bm8gY29sb24="), None);
+        assert_eq!(shown("Basic ?"), None);
+    }
 }

@@ -4,12 +4,14 @@
 //! carried in the program, and use the same HTTP API as everybody else.
 
 mod api;
+mod export;
 mod guard;
 mod openapi;
 mod pages;
 mod pictures;
 mod problem;
 mod serve;
+pub mod table;
 mod uploads;
 
 use axum::{
@@ -70,6 +72,7 @@ pub fn router(orchestrator: Channel, args: &GatewayArgs, stopping: CancellationT
         .route("/v1/jobs/{job}/cancel", post(api::cancel_job))
         .route("/v1/jobs/{job}/resume", post(api::resume_job))
         .route("/v1/jobs/{job}/events", get(api::watch_job))
+        .route("/v1/jobs/{job}/export", get(export::export))
         .route("/v1/jobs/{job}/units", get(api::list_units))
         .route("/v1/jobs/{job}/units/{layer}/{unit}", get(api::get_unit))
         .route("/v1/select", post(api::select))

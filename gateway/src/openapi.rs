@@ -131,6 +131,16 @@ const OPERATIONS: &[Operation] = &[
         answer: Body::Json("GetUnitResponse"),
     },
     Operation {
+        method: "get",
+        path: "/v1/jobs/{job_id}/export",
+        summary: "The units of a job that have ended, as a file: a table (csv), a line of JSON each with all evidence (jsonl), as CoSy's evaluation reads them \
+                  (cosy), or a line of JSON each with Neuronpedia's names (neuronpedia).",
+        query: &[("format", "csv, jsonl, cosy or neuronpedia.")],
+        body: Body::None,
+        status: "200",
+        answer: Body::Bytes("text/csv"),
+    },
+    Operation {
         method: "post",
         path: "/v1/select",
         summary: "Step 3 alone: which of your own candidate concepts fits a unit best. A line of JSON for each thing that happens, the last with the unit; a line \

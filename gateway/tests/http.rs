@@ -280,6 +280,30 @@ async fn an_upload_that_was_broken_off_goes_on_and_is_checked() {
 }
 
 #[tokio::test]
+async fn a_jobs_results_are_exported_for_other_programs() {
+    let gateway = Gateway::start(300).await;
+    let export = async |format: &str| {
+        let response = gateway.get(&format!("/v1/jobs/synthetic/export?format={format}")).await;
+        assert!(response.headers()["content-disposition"].to_str().unwrap().starts_with("attachment; filename=\"dnd-synthetic."));
+        response.text().await.unwrap()
+    };
+    let csv = export("csv").await;
+    let rows: Vec<&str> = csv.lines().collect();
+    assert_eq!((rows[0], rows.len()), ("layer,unit,label,score,second,third,state,reason", 301));
+    assert!(rows[1].starts_with("conv1,0,") && rows[30].ends_with(",failed,no_concept"), "{} {}", rows[1], rows[30]);
+    let lines: Vec<Value> = export("jsonl").await.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 300);
+    assert_eq!(lines[3], gateway.json("/v1/jobs/synthetic/units/conv1/3").await["unit"]);
+    let cosy = export("cosy").await;
+    assert!(cosy.starts_with("layer,unit,description\nconv1,0,") && !cosy.contains("conv1,17,"), "a dead unit has no description");
+    let feature: Value = serde_json::from_str(export("neuronpedia").await.lines().next().unwrap()).unwrap();
+    assert_eq!((&feature["modelId"], &feature["index"]), (&json!("resnet50.onnx"), &json!("0")));
+    assert_eq!(feature["explanations"][0]["description"], lines[0]["label"]);
+    problem(gateway.get("/v1/jobs/synthetic/export?format=pdf").await, 400).await;
+    problem(gateway.get("/v1/jobs/none/export?format=csv").await, 404).await;
+}
+
+#[tokio::test]
 async fn ones_own_concepts_compete_and_progress_is_told_line_by_line() {
     let gateway = Gateway::start(1).await;
     let select = |concepts: Value| gateway.ask(Method::POST, "/v1/select").json(&json!({ "layer": "fc", "unit": 3, "concepts": concepts })).send();

@@ -463,8 +463,10 @@ impl DissectService for Shared {
         let size = if page_size == 0 { 1000 } else { page_size as usize };
         let (units, finished) = self.0.with(&job_id, |known| (known.units.clone(), known.finished))?;
         let wanted = |unit: &UnitSummary| (state == 0 || unit.state == state) && unit.labels.iter().chain([&unit.label]).any(|label| label.contains(&text));
-        let all = units.iter().enumerate().filter(|(_, (of, _))| layer.is_empty() || *of == layer);
-        let mut found = all.map(|(i, (layer, unit))| summary(layer, *unit, i < finished)).filter(wanted).skip(start);
+        // Pages of all units must not take longer the later they are.
+        let before = if state == 0 && text.is_empty() && layer.is_empty() { start } else { 0 };
+        let all = units.iter().enumerate().skip(before).filter(|(_, (of, _))| layer.is_empty() || *of == layer);
+        let mut found = all.map(|(i, (layer, unit))| summary(layer, *unit, i < finished)).filter(wanted).skip(start - before);
         let page: Vec<UnitSummary> = found.by_ref().take(size).collect();
         let next_page_token = if found.next().is_some() { (start + size).to_string() } else { String::new() };
         Ok(Response::new(ListUnitsResponse { units: page, next_page_token }))
