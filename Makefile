@@ -3,13 +3,13 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-long bench parity lint fmt proto models
+.PHONY: help setup build demo test test-long test-ui k8s-check bench parity lint fmt proto models
 
 export ORT_DYLIB_PATH ?= $(CURDIR)/third_party/onnxruntime/lib/libonnxruntime.so
 PYTHON ?= python3
 
 help: ## list what there is
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
 
 setup: ## put ONNX Runtime in place (part of demo and test)
 	@scripts/setup.sh
@@ -27,9 +27,17 @@ test: setup ## all tests but the long ones
 	@scripts/photographs.sh
 	cargo build --workspace --bins --locked
 	cargo test --workspace --locked
+	scripts/k8s.sh
 
 test-long: test ## the tests that take long, too
 	cargo test --workspace --locked -- --ignored
+
+k8s-check: setup ## hold k8s/ and deploy/ against Kubernetes' schemas, the code and the programs, without a cluster (part of test)
+	cargo build --workspace --bins --locked
+	scripts/k8s.sh
+
+test-ui: setup ## the pages in a browser (installs chromium if it is missing, and the tests' packages of npm)
+	scripts/ui.sh
 
 bench: setup ## benchmarks: ratios against a reference in the same run
 	cargo bench --workspace --bench '*' --locked

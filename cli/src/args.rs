@@ -8,7 +8,7 @@ use clap::{
 };
 use dnd_activation::ActivationArgs;
 use dnd_captioner::CaptionerArgs;
-use dnd_mesh::parameters::check;
+use dnd_mesh::{args::TlsArgs, parameters::check};
 use dnd_method::parameters::{GeneratedSubset, Parameters, Scoring, Summary, TokenSummary};
 use dnd_onnx::runtime::EngineArgs;
 use dnd_orchestrator::{DataArgs, OrchestratorArgs};
@@ -147,6 +147,11 @@ pub(crate) struct MeshArgs {
     pub(crate) orchestrator: OrchestratorArgs,
     #[command(flatten)]
     pub(crate) llm: LlmArgs,
+    /// File with the token that calls of the endpoint show
+    #[arg(long, env = "DND_TOKEN_FILE", value_name = "FILE", help_heading = "Certificates and tokens")]
+    pub(crate) token_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) tls: TlsArgs,
 }
 
 /// Where jobs are: behind an endpoint, or in a data folder.
@@ -157,6 +162,11 @@ pub(crate) struct JobsArgs {
     pub(crate) endpoint: Option<String>,
     #[command(flatten)]
     pub(crate) data: DataArgs,
+    /// File with the token that calls of the endpoint show
+    #[arg(long, env = "DND_TOKEN_FILE", value_name = "FILE", help_heading = "Certificates and tokens")]
+    pub(crate) token_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) tls: TlsArgs,
 }
 
 /// The method's constants; those that are not set have the paper's values. A configuration file has the same names as keys.

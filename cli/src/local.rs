@@ -133,7 +133,8 @@ impl LocalMesh {
         let engines = Engines::default();
         let with_models = blobs::add_to(engines.add_to(Services::default()), Arc::clone(&blobs));
         let inner = InProcess::start(with_models.clone());
-        let models = Models::over(inner.channel(), inner.channel(), inner.channel(), inner.channel(), inner.channel());
+        let channel = || inner.channel().into();
+        let models = Models::over(channel(), channel(), channel(), channel(), channel());
         let services = dnd_orchestrator::add_to(with_models, models, data, &args.orchestrator, works_on);
         Ok(Self { engines, blobs, services, _models: inner })
     }

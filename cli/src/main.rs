@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{demo, dissect, doctor, jobs, layers, models, select, up};
+use commands::{demo, dissect, doctor, jobs, layers, models, select, tokens, up};
 use problem::{Problem, unless_interrupted};
 
 /// Labels neurons of vision networks in words (Describe-and-Dissect), with the evidence for each label.
@@ -25,6 +25,9 @@ struct Cli {
     /// What to log to standard error: error, warn, info, debug, trace, or a filter
     #[arg(long, global = true, env = "DND_LOG", default_value = "warn")]
     log: String,
+    /// OpenTelemetry collector that traces are sent to (OTLP over gRPC), such as http://localhost:4317
+    #[arg(long, global = true, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    otlp: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -46,12 +49,17 @@ enum Command {
     Doctor(doctor::Args),
     /// Serve the whole mesh from this process, on one port
     Up(up::Args),
+    /// Make tokens for callers
+    Tokens(tokens::Args),
 }
 
 fn main() -> ExitCode {
-    let Cli { command, log } = Cli::parse();
-    dnd_mesh::telemetry::init(&log);
-    let outcome = dnd_mesh::program::run(run(command, &log)).unwrap_or_else(|e| Err(Problem::failure(format!("the program's threads can't be started: {e}"))));
+    let Cli { command, log, otlp } = Cli::parse();
+    let outcome = dnd_mesh::program::run(async {
+        let _telemetry = dnd_mesh::telemetry::init(&log, otlp.as_deref());
+        run(command, &log).await
+    });
+    let outcome = outcome.unwrap_or_else(|e| Err(Problem::failure(format!("the program's threads can't be started: {e}"))));
     outcome.unwrap_or_else(|problem| {
         eprintln!("dnd: {problem}");
         problem.exit_code()
@@ -68,6 +76,7 @@ async fn run(command: Command, log: &str) -> Result<ExitCode, Problem> {
         Command::Models(args) => unless_interrupted(models::run(args)).await,
         Command::Doctor(args) => unless_interrupted(doctor::run(args)).await,
         Command::Up(args) => up::run(args, log).await,
+        Command::Tokens(args) => tokens::run(args),
     }
 }
 

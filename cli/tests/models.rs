@@ -1,7 +1,7 @@
 //! `dnd models check`: what a folder is, and everything that is wrong with it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::fs;
+use std::{fs, path::Path};
 
 use dnd_testing::{copy_without, sketch};
 use dnd_tests::dnd;
@@ -51,6 +51,19 @@ fn a_single_model_is_known_by_its_files() {
         let ran = dnd(folder.path(), &["models", "check", sketch(name).to_str().unwrap()]);
         assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
         assert!(ran.out.contains(title) && ran.out.contains(&format!("model      ok     {layout}")), "{}", ran.out);
+    }
+    let blip2 = Path::new(env!("CARGO_MANIFEST_DIR")).join("../services/captioner/tests/fixtures/blip2");
+    let ran = dnd(folder.path(), &["models", "check", blip2.to_str().unwrap()]);
+    assert!(ran.code == 0 && ran.out.contains("model      ok     blip-2"), "{}{}", ran.out, ran.err);
+    copy_without(&blip2, &folder.path().join("parts"), &["onnx/vision_encoder.onnx", "onnx/embed_tokens.onnx", "onnx/decoder_model_merged.onnx"]);
+    let ran = dnd(folder.path(), &["models", "check", "parts"]);
+    assert_eq!(ran.code, 2);
+    for part in [
+        "vision encoder: looked for onnx/vision_encoder",
+        "token embeddings: looked for onnx/embed_tokens",
+        "text decoder: looked for onnx/decoder_model_merged",
+    ] {
+        assert!(ran.out.contains(&format!("no {part}.onnx")), "{part:?} is not in: {}", ran.out);
     }
     // By its networks, where the configuration is what is missing.
     copy_without(&sketch("clip"), &folder.path().join("half"), &["config.json", "preprocessor_config.json"]);

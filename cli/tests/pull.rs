@@ -77,7 +77,12 @@ fn hub(files: BTreeMap<&'static str, File>) -> (HttpServer, Arc<Mutex<Vec<Asked>
 }
 
 fn pull(folder: &Path, endpoint: &str, name: &str) -> Ran {
-    let output = command(folder, &["models", "pull", name, "--out", "suite"]).env("HF_ENDPOINT", endpoint).env("HF_TOKEN", TOKEN).output().unwrap();
+    pull_with(folder, endpoint, name, &[])
+}
+
+fn pull_with(folder: &Path, endpoint: &str, name: &str, more: &[&str]) -> Ran {
+    let output =
+        command(folder, &[&["models", "pull", name, "--out", "suite"], more].concat()).env("HF_ENDPOINT", endpoint).env("HF_TOKEN", TOKEN).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     let ran = Ran { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) };
     assert!(!ran.out.contains(TOKEN) && !ran.err.contains(TOKEN), "the token is never told");
@@ -134,6 +139,30 @@ fn a_suite_is_fetched_whole_and_what_is_there_is_not_fetched_again() {
     let changed = pull(folder.path(), &server.url(), "mine.toml");
     assert!(changed.code == 2 && changed.err.contains("config.json") && changed.err.contains("move it away"), "{}", changed.err);
     assert_eq!(fs::read_to_string(suite.join("clip/config.json")).unwrap(), "mine");
+}
+
+#[test]
+fn one_model_is_fetched_alone_and_is_held_against_its_digests_where_nothing_can_be_written_or_fetched() {
+    let (server, asked) = hub([(CONFIG, file("{}")), (MODEL, file(weights())), ("me/lm/resolve/main/config.json", file("{}"))].into());
+    let folder = manifest(&pinned(WEIGHTS_SHA256));
+    let path = folder.path().join("mine.toml");
+    let more = "[models.summarizer]\nabout = \"LM\"\nrepository = \"me/lm\"\nfiles = [{ path = \"config.json\" }]\n";
+    fs::write(&path, fs::read_to_string(&path).unwrap() + more).unwrap();
+    let only = |endpoint: &str, model| pull_with(folder.path(), endpoint, "mine.toml", &["--only", model]);
+    assert_eq!(only(&server.url(), "clip").code, 0);
+    let suite = folder.path().join("suite");
+    assert!(suite.join("clip/onnx/model.bin").is_file() && !suite.join("summarizer").exists());
+    let wrong = only(&server.url(), "clipp");
+    assert!(wrong.code == 2 && wrong.err.contains("clipp") && wrong.err.contains("clip, summarizer"), "{}", wrong.err);
+
+    // Where the record's new version would be written first, nothing can be.
+    fs::create_dir(suite.join("manifest.json.part")).unwrap();
+    let count = asked.lock().unwrap().len();
+    let again = only(&server.url(), "clip");
+    assert_eq!((again.code, asked.lock().unwrap().len()), (0, count), "{}", again.err);
+    fs::write(suite.join("clip/onnx/model.bin"), "other").unwrap();
+    let changed = only(&server.url(), "clip");
+    assert!(changed.code == 2 && changed.err.contains("model.bin") && changed.err.contains(WEIGHTS_SHA256), "{}", changed.err);
 }
 
 #[test]

@@ -72,7 +72,7 @@ function message(name, schema) {
   const kind = (field) => field.$ref ? link(field) : field.type === "array" ? ["list of ", kind(field.items)] : field.format ?? field.type ?? "object";
   return h("details", { class: "card pad", id: name }, h("summary", {}, h("code", {}, name), h("span", { class: "soft" }, ` ${(schema.description ?? "").split("\n")[0]}`)),
     schema.enum ? h("ul", {}, ...schema.description.split("\n").slice(1).map((line) => h("li", {}, line)))
-      : h("dl", { class: "message" }, ...Object.entries(schema.properties ?? {}).map(([field, value]) => h("div", {}, h("dt", {}, h("code", {}, field), " ", h("span", { class: "soft" }, kind(value))), h("dd", {}, value.description ?? "")))));
+      : h("dl", { class: "message" }, ...Object.entries(schema.properties ?? {}).sort(([, a], [, b]) => a["x-order"] - b["x-order"]).map(([field, value]) => h("div", {}, h("dt", {}, h("code", {}, field), " ", h("span", { class: "soft" }, kind(value))), h("dd", {}, value.description ?? "")))));
 }
 
 /** A message with its fields at nothing, two levels deep. */

@@ -50,6 +50,6 @@ const key = (unit) => `${unit.layer}/${unit.unit}`;
 
 async function read(id, signal) {
   const units = new Map();
-  for await (const page of pagesOf(`/v1/jobs/${encodeURIComponent(id)}/units`, [5000], signal)) for (const unit of page.units) units.set(key(unit), unit);
+  for await (const page of pagesOf(`/v1/jobs/${encodeURIComponent(id)}/units`, 5000, signal)) for (const unit of page.units) units.set(key(unit), unit);
   return units;
 }

@@ -82,16 +82,17 @@ export const paths = {
   picture: (digest) => `/v1/pictures/${digest}`,
 };
 
-/** All pages of a list, one after the other. The first is small, so that something is there at once. */
-export async function* pagesOf(path, sizes, signal) {
-  let token = "";
-  for (let page = 0; ; page++) {
-    const size = sizes[Math.min(page, sizes.length - 1)];
-    const query = new URLSearchParams({ page_size: size, page_token: token });
-    const answer = await api(`${path}?${query}`, { signal });
-    yield answer;
-    token = answer.next_page_token;
-    if (!token) return;
+/** All pages of a list, one after the other; `first` is one that was asked for already. */
+export async function* pagesOf(path, size, signal, first) {
+  let page = (await first) ?? (await api(`${path}?page_size=${size}`, { signal }));
+  for (;;) {
+    // The next comes while this one is looked at.
+    const token = page.next_page_token;
+    const next = token && api(`${path}?${new URLSearchParams({ page_size: size, page_token: token })}`, { signal });
+    next && next.catch(() => {});
+    yield page;
+    if (!next) return;
+    page = await next;
   }
 }
 

@@ -14,7 +14,7 @@ export async function show(root, [id], signal) {
   );
   const layers = new Map((job.accepted?.layers ?? []).map((layer) => [layer.layer, []]));
   let read = 0;
-  for await (const { units } of pagesOf(`/v1/jobs/${encodeURIComponent(id)}/units`, [5000], signal)) {
+  for await (const { units } of pagesOf(`/v1/jobs/${encodeURIComponent(id)}/units`, 5000, signal)) {
     for (const unit of units) {
       if (!layers.has(unit.layer)) layers.set(unit.layer, []);
       layers.get(unit.layer).push(unit);

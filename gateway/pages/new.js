@@ -216,7 +216,8 @@ function layerTree() {
 async function constants(signal) {
   const { components } = await api("/openapi.json", { signal });
   const schemas = components.schemas;
-  const fields = Object.entries(schemas.Parameters.properties).map(([name, schema]) => {
+  const inOrder = Object.entries(schemas.Parameters.properties).sort(([, a], [, b]) => a["x-order"] - b["x-order"]);
+  const fields = inOrder.map(([name, schema]) => {
     const id = `parameter-${name}`;
     const normal = schema.description.match(/Default ([^\s,;(]+?)[.,;]?(?=\s|$)/)?.[1] ?? "";
     const of = schema.$ref && schemas[schema.$ref.split("/").pop()];

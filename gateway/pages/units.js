@@ -22,15 +22,18 @@ export function neighbours(job, layer, unit) {
 }
 
 export async function show(root, [id], signal) {
-  const { job } = await api(`/v1/jobs/${encodeURIComponent(id)}`, { signal });
   const back = kept.job === id;
+  // Asked for together with the job: what is seen first need not wait for it.
+  const first = back ? null : api(`/v1/jobs/${encodeURIComponent(id)}/units?page_size=${FIRST_PAGE}`, { signal });
+  first?.catch(() => {});
+  const { job } = await api(`/v1/jobs/${encodeURIComponent(id)}`, { signal });
   if (!back) kept = { job: id, units: [], shown: [], scroll: 0, complete: false };
   const head = header(job, signal);
   const grid = units(job, signal);
   root.append(head.element, ...grid.elements);
   signal.addEventListener("abort", () => (kept.scroll = head.scroll()));
 
-  const filling = grid.load();
+  const filling = grid.load(first);
   if (!ended(job.state)) {
     const stop = watch(id, number(job.last_event), signal, async (kind, event) => {
       head.told(kind, event);
@@ -410,12 +413,12 @@ function units(job, signal) {
   addEventListener("scroll", soon, { passive: true, signal });
   addEventListener("resize", soon, { signal });
 
-  async function load() {
+  async function load(first) {
     if (kept.complete) {
       filter(false);
       if (ended(job.state)) return;
     }
-    for await (const page of pagesOf(`/v1/jobs/${encodeURIComponent(job.job_id)}/units`, [FIRST_PAGE, LATER_PAGES], signal)) {
+    for await (const page of pagesOf(`/v1/jobs/${encodeURIComponent(job.job_id)}/units`, LATER_PAGES, signal, first)) {
       for (const unit of page.units) {
         const name = `${unit.layer}/${unit.unit}`;
         const known = kept.units[byName.get(name)];

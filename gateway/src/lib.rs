@@ -14,6 +14,8 @@ mod serve;
 pub mod table;
 mod uploads;
 
+use std::{net::SocketAddr, path::PathBuf};
+
 use axum::{
     Router,
     extract::DefaultBodyLimit,
@@ -21,10 +23,9 @@ use axum::{
     routing::{get, post, put},
 };
 use clap::Args;
-use dnd_mesh::MAX_MESSAGE_BYTES;
+use dnd_mesh::{MAX_MESSAGE_BYTES, args::TlsArgs, balance::Balanced};
 use dnd_proto::v1::{dissect_service_client::DissectServiceClient, picture_service_client::PictureServiceClient, upload_service_client::UploadServiceClient};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 use tower_http::{catch_panic::CatchPanicLayer, trace::TraceLayer};
 
 pub use serve::{ServeError, serve};
@@ -32,38 +33,47 @@ pub use serve::{ServeError, serve};
 /// Bytes of a JSON body at most. A list of a million pictures fits.
 const MAX_JSON_BYTES: usize = MAX_MESSAGE_BYTES;
 
-/// What a gateway allows.
+/// MiB of one uploaded file at most, unless it is said.
+pub const MAX_UPLOAD_MIB: u64 = 8192;
+
+/// Where and how a gateway serves.
 #[derive(Debug, Clone, Args)]
 pub struct GatewayArgs {
+    /// Address to listen on; port 0 takes a free one, which the log names
+    #[arg(long, env = "DND_LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// Seconds that running requests get to end after SIGTERM or Ctrl-C
+    #[arg(long, env = "DND_GRACE", default_value_t = 20)]
+    pub grace: u64,
+    /// Write the address that is listened on to this file, once the port is open
+    #[arg(long, hide = true)]
+    pub port_file: Option<PathBuf>,
+    /// Its certificate, for those who ask it and for the orchestrator
+    #[command(flatten)]
+    pub tls: TlsArgs,
     /// MiB of one uploaded file at most
-    #[arg(long, env = "DND_MAX_UPLOAD_MIB", default_value_t = 8192)]
+    #[arg(long, env = "DND_MAX_UPLOAD_MIB", default_value_t = MAX_UPLOAD_MIB)]
     pub max_upload_mib: u64,
-}
-
-impl Default for GatewayArgs {
-    fn default() -> Self {
-        Self { max_upload_mib: 8192 }
-    }
 }
 
 /// What every request needs.
 #[derive(Debug, Clone)]
 struct Gateway {
-    dissect: DissectServiceClient<Channel>,
-    pictures: PictureServiceClient<Channel>,
-    uploads: UploadServiceClient<Channel>,
+    dissect: DissectServiceClient<Balanced>,
+    pictures: PictureServiceClient<Balanced>,
+    uploads: UploadServiceClient<Balanced>,
     max_upload_bytes: u64,
     /// Cancelled when the gateway ends: streams of events must not hold it up.
     stopping: CancellationToken,
 }
 
 /// The gateway's routes over an orchestrator. Streams end once `stopping` is cancelled.
-pub fn router(orchestrator: Channel, args: &GatewayArgs, stopping: CancellationToken) -> Router {
+pub fn router(orchestrator: Balanced, max_upload_mib: u64, stopping: CancellationToken) -> Router {
     let gateway = Gateway {
         dissect: DissectServiceClient::new(orchestrator.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES),
         pictures: PictureServiceClient::new(orchestrator.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
         uploads: UploadServiceClient::new(orchestrator.clone()),
-        max_upload_bytes: args.max_upload_mib << 20,
+        max_upload_bytes: max_upload_mib << 20,
         stopping,
     };
     Router::new()

@@ -3,19 +3,23 @@
 use anyhow::Result;
 use clap::Parser;
 use dnd_gateway::GatewayArgs;
-use dnd_mesh::{args::ServeArgs, channel, program, telemetry};
+use dnd_mesh::{channel::Dial, program, telemetry};
 
 /// Serves the pages, and the mesh as HTTP and JSON, over an orchestrator.
 #[derive(Debug, Parser)]
-#[command(version, mut_arg("listen", |listen| listen.default_value("127.0.0.1:8080")))]
+#[command(version)]
 struct Args {
     /// Where the orchestrator is
     #[arg(long, env = "DND_ORCHESTRATOR", value_name = "URL", default_value = "http://127.0.0.1:50051")]
     orchestrator: String,
     #[command(flatten)]
     gateway: GatewayArgs,
-    #[command(flatten)]
-    serve: ServeArgs,
+    /// What to log: error, warn, info, debug, trace, or a filter such as `dnd_gateway=debug,warn`
+    #[arg(long, env = "DND_LOG", default_value = "info")]
+    log: String,
+    /// OpenTelemetry collector that traces are sent to (OTLP over gRPC), such as http://localhost:4317
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    otlp: Option<String>,
 }
 
 fn main() -> Result<()> {
@@ -23,7 +27,9 @@ fn main() -> Result<()> {
 }
 
 async fn run(args: Args) -> Result<()> {
-    telemetry::init(&args.serve.log);
-    dnd_gateway::serve(&args.serve, &args.gateway, channel::lazy(&args.orchestrator)?).await?;
+    let _telemetry = telemetry::init(&args.log, args.otlp.as_deref());
+    // Without a token of its own: its callers show theirs, which it passes on.
+    let orchestrator = Dial::open(&args.gateway.tls, None)?.lazy(&args.orchestrator)?;
+    dnd_gateway::serve(&args.gateway, orchestrator).await?;
     Ok(())
 }

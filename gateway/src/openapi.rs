@@ -331,12 +331,15 @@ impl Package {
                 .field
                 .iter()
                 .zip(comments)
-                .map(|(field, comment)| {
+                .enumerate()
+                .map(|(place, (field, comment))| {
                     let mut schema = field_schema(field, wanted);
                     let one_of = field.oneof_index.filter(|_| !field.proto3_optional()).and_then(|i| message.oneof_decl.get(i as usize));
                     let one_of = one_of.map(|group| format!("At most one field of \"{}\" is set.", group.name()));
                     let description = comment.iter().cloned().chain(one_of).collect::<Vec<_>>().join(" ");
                     schema["description"] = description.into();
+                    // JSON's objects have no order; who shows the fields wants that of the file.
+                    schema["x-order"] = place.into();
                     (field.name().to_owned(), schema)
                 })
                 .collect();

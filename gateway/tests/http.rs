@@ -6,14 +6,13 @@ mod fake;
 
 use std::{collections::HashSet, net::SocketAddr, time::Duration};
 
-use dnd_gateway::{GatewayArgs, router};
-use dnd_mesh::{blobs, channel, server::InProcess};
+use dnd_gateway::router;
+use dnd_mesh::{balance::Balanced, blobs, channel::Dial, server::InProcess};
 use futures::StreamExt as _;
 use reqwest::{Client, Method, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 
 struct Gateway {
     client: Client,
@@ -26,17 +25,17 @@ struct Gateway {
 impl Gateway {
     async fn start(units: u32) -> Self {
         let mesh = fake::start(units).unwrap();
-        let channel = mesh.channel();
+        let channel = mesh.channel().into();
         Self::over(channel, Some(mesh)).await
     }
 
-    async fn over(channel: Channel, mesh: Option<InProcess>) -> Self {
+    async fn over(channel: Balanced, mesh: Option<InProcess>) -> Self {
         // Which one is already there, from another test, does not matter.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stopping = CancellationToken::new();
-        let router = router(channel, &GatewayArgs { max_upload_mib: 4 }, stopping.clone());
+        let router = router(channel, 4, stopping.clone());
         let mut server = JoinSet::new();
         server.spawn(async move { axum::serve(listener, router).await.unwrap() });
         Self { client: Client::new(), address, stopping, _mesh: mesh, _server: server }
@@ -135,7 +134,7 @@ async fn events_go_on_after_the_last_that_was_seen_at_another_gateway() {
     let seen = *numbers(&before).last().unwrap();
     assert!((1..10).contains(&seen), "the job is not at its end: {seen}");
 
-    let second = Gateway::over(first._mesh.as_ref().unwrap().channel(), None).await;
+    let second = Gateway::over(first._mesh.as_ref().unwrap().channel().into(), None).await;
     let after = second.ask(Method::GET, &path).header("last-event-id", seen.to_string()).send().await.unwrap();
     let after = events(after, usize::MAX).await;
     assert_eq!(numbers(&after), (seen + 1..=10).collect::<Vec<_>>());
@@ -190,7 +189,7 @@ async fn what_goes_wrong_is_problem_json_with_the_meshs_reason_code_and_field() 
     problem(gateway.get("/v1/nothing").await, 404).await;
     problem(gateway.ask(Method::DELETE, "/v1/jobs").send().await.unwrap(), 405).await;
 
-    let alone = Gateway::over(channel::lazy("http://127.0.0.1:1").unwrap(), None).await;
+    let alone = Gateway::over(Dial::default().lazy("http://127.0.0.1:1").unwrap(), None).await;
     assert_eq!(problem(alone.get("/v1/jobs").await, 503).await["code"], "UNAVAILABLE");
 }
 

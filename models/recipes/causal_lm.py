@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from onnxruntime import InferenceSession
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from train import export
@@ -26,15 +27,25 @@ class CausalLm(torch.nn.Module):
         self.model = model
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, *past: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        count, total = input_ids.shape[1], attention_mask.shape[1]
+        return self.decode({"input_ids": input_ids}, input_ids.shape[1], attention_mask, position_ids, past)
+
+    def decode(self, given: dict[str, torch.Tensor], count: int, attention_mask: torch.Tensor, position_ids: torch.Tensor, past: tuple[torch.Tensor, ...]):
+        total = attention_mask.shape[1]
         seen = torch.arange(total)[None, :] <= torch.arange(total - count, total)[:, None]
         seen = seen[None, None] & (attention_mask > 0)[:, None, None, :]
         cache = DynamicCache()
         for layer in range(len(past) // 2):
             cache.update(past[2 * layer], past[2 * layer + 1], layer)
         mask = torch.where(seen, 0.0, torch.finfo(self.model.dtype).min).to(self.model.dtype)
-        out = self.model(input_ids=input_ids, attention_mask=mask, position_ids=position_ids, past_key_values=cache, use_cache=True)
+        out = self.model(**given, attention_mask=mask, position_ids=position_ids, past_key_values=cache, use_cache=True)
         return (out.logits, *(kept for layer in cache.layers for kept in (layer.keys, layer.values)))
+
+
+class EmbeddedCausalLm(CausalLm):
+    """The same, of embeddings in place of tokens."""
+
+    def forward(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, *past: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.decode({"inputs_embeds": inputs_embeds}, inputs_embeds.shape[1], attention_mask, position_ids, past)
 
 
 def _inputs(model: PreTrainedModel, batch: int, past: int, count: int) -> dict[str, torch.Tensor]:
@@ -50,39 +61,57 @@ def _inputs(model: PreTrainedModel, batch: int, past: int, count: int) -> dict[s
 
 
 @torch.no_grad()
-def _check(model: PreTrainedModel, file: Path, tolerance: float) -> None:
-    """Whole prompts, and one token at a time, against the library's own cache and mask."""
-    run, inputs = export.session(file).run, _inputs(model, 2, 0, 12)
-    ids = inputs["input_ids"]
-    wanted = model(ids).logits.float().numpy()
-    feeds = {name: value.numpy() for name, value in inputs.items()}
-    whole = run(None, feeds)[0]
-    stepped, past = [], {name: value for name, value in feeds.items() if name.startswith("past")}
-    for at in range(ids.shape[1]):
-        step = {"input_ids": ids[:, at : at + 1].numpy(), "attention_mask": np.ones((2, at + 1), np.int64), "position_ids": np.full((2, 1), at)}
-        logits, *present = run(None, step | past)
-        stepped.append(logits)
-        past = dict(zip(past, present))
-    off = max(float(np.abs(got - wanted).max()) for got in (whole, np.concatenate(stepped, 1)))
-    print(f"{file}: logits within {off:.1e} of transformers', of {np.abs(wanted).max():.1f}")
-    if not off <= tolerance * np.abs(wanted).max():
+def write_decoder(model: PreTrainedModel, file: Path, embedded: bool = False) -> None:
+    """Exports a decoder with its cache; `embedded`: its input is `inputs_embeds`, batch x tokens x width, in place of `input_ids`."""
+    if getattr(model.config, "sliding_window", None) and "sliding_attention" in (getattr(model.config, "layer_types", None) or []):
+        raise SystemExit("layers that look at a window of the text only are not exported right: take optimum's or onnxruntime-genai's export")
+    inputs = _inputs(model, 2, 3, 5)
+    if embedded:
+        inputs = {"inputs_embeds": model.get_input_embeddings()(inputs.pop("input_ids"))} | inputs
+    names = [name.split(".", 1)[1] for name in inputs if name.startswith("past")]
+    dynamic = {next(iter(inputs)): {0: "batch", 1: "tokens"}, "attention_mask": {0: "batch", 1: "total"}, "position_ids": {0: "batch", 1: "tokens"}}
+    dynamic |= {"logits": {0: "batch", 1: "tokens"}}
+    for name in names:
+        dynamic |= {f"past_key_values.{name}": {0: "batch", 2: "past"}, f"present.{name}": {0: "batch", 2: "total"}}
+    module = EmbeddedCausalLm(model) if embedded else CausalLm(model)
+    export.export(module, file, inputs, ["logits", *(f"present.{name}" for name in names)], dynamic)
+
+
+def in_turn(session: InferenceSession, model: PreTrainedModel, pieces: list[np.ndarray]) -> np.ndarray:
+    """The exported decoder's logits of all that it is fed, piece by piece, its cache going round. Pieces are batch x tokens, or embeddings of them."""
+    name, batch, past = session.get_inputs()[0].name, len(pieces[0]), 0
+    cache = {name: value.numpy() for name, value in _inputs(model, batch, 0, 1).items() if name.startswith("past")}
+    logits = []
+    for piece in pieces:
+        total = past + piece.shape[1]
+        step = {name: piece, "attention_mask": np.ones((batch, total), np.int64), "position_ids": np.arange(past, total)[None].repeat(batch, 0)}
+        said, *present = session.run(None, step | cache)
+        cache, past = dict(zip(cache, present)), total
+        logits.append(said)
+    return np.concatenate(logits, 1)
+
+
+def compare(file: Path, got: list[np.ndarray], wanted: torch.Tensor) -> None:
+    """Stops unless all of these logits are the library's, to its floats' rounding."""
+    off, largest = max(float(np.abs(logits - wanted.float().numpy()).max()) for logits in got), float(wanted.abs().max())
+    print(f"{file}: logits within {off:.1e} of transformers', of {largest:.1f}")
+    if not off <= (1e-4 if wanted.dtype == torch.float32 else 2e-2) * largest:
         raise SystemExit(f"{file} does not answer as the library does")
+
+
+@torch.no_grad()
+def _check(model: PreTrainedModel, file: Path) -> None:
+    """Whole prompts, and one token at a time, against the library's own cache and mask."""
+    session, ids = export.session(file), _inputs(model, 2, 0, 12)["input_ids"]
+    pieces = [ids[:, at : at + 1].numpy() for at in range(ids.shape[1])]
+    compare(file, [in_turn(session, model, [ids.numpy()]), in_turn(session, model, pieces)], model(ids).logits)
 
 
 def write_causal_lm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, source: str) -> None:
     """Writes the folder of a summariser; `model` is in float32 or float16."""
-    if getattr(model.config, "sliding_window", None) and "sliding_attention" in (getattr(model.config, "layer_types", None) or []):
-        raise SystemExit("layers that look at a window of the text only are not exported right: take optimum's or onnxruntime-genai's export")
-    model.eval()
-    inputs = _inputs(model, 2, 3, 5)
-    names = [name.split(".", 1)[1] for name in inputs if name.startswith("past")]
-    dynamic = {"input_ids": {0: "batch", 1: "tokens"}, "attention_mask": {0: "batch", 1: "total"}, "position_ids": {0: "batch", 1: "tokens"}}
-    dynamic |= {"logits": {0: "batch", 1: "tokens"}}
-    for name in names:
-        dynamic |= {f"past_key_values.{name}": {0: "batch", 2: "past"}, f"present.{name}": {0: "batch", 2: "total"}}
     file = folder / "onnx" / "model.onnx"
-    export.export(CausalLm(model), file, inputs, ["logits", *(f"present.{name}" for name in names)], dynamic)
-    _check(model, file, 1e-4 if model.dtype == torch.float32 else 2e-2)
+    write_decoder(model.eval(), file)
+    _check(model, file)
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

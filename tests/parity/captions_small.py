@@ -1,6 +1,7 @@
 """Small captioners beside transformers' `generate`: makes services/captioner/tests/fixtures and services/captioner/tests/goldens anew.
 
-One is the sketch suite's BLIP, the other a tiny vision encoder-decoder (ViT and GPT-2) with seeded random weights, in the merged layout, in float32 and float16.
+One is the sketch suite's BLIP; the others have seeded random weights: a tiny vision encoder-decoder (ViT and GPT-2) in the merged layout, in float32 and float16,
+and two tiny BLIP-2s of different sizes, one in float32 and one in float16.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from tokenizers import ByteLevelBPETokenizer
-from transformers import BlipForConditionalGeneration, GPT2Config, PreTrainedTokenizerFast, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTConfig
+from tokenizers import AddedToken, ByteLevelBPETokenizer
+from transformers import (
+    Blip2Config, Blip2ForConditionalGeneration, BlipForConditionalGeneration, GPT2Config, PreTrainedTokenizerFast, VisionEncoderDecoderConfig, VisionEncoderDecoderModel,
+    ViTConfig,
+)
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 import sketch
-from recipes import vit_gpt2
+from recipes import blip2, vit_gpt2
 from world import words
 from train.common import drawn
 
@@ -60,9 +64,12 @@ def captions(model, pixels: torch.Tensor, ends: set[int], case: dict, near: floa
     """The tokens of each picture's caption, without start and end, and how many of them are no matter of a tie."""
     beams = case["num_beams"]
     kept = min(beams, 2)
-    out = model.generate(pixel_values=pixels, do_sample=False, early_stopping=False, num_return_sequences=kept, return_dict_in_generate=True, output_scores=True, **case)
+    # To transformers the picture that a BLIP-2's text begins with is part of its length.
+    before = getattr(model.config, "num_query_tokens", 0)
+    asked = case | {"min_length": case["min_length"] + before}
+    out = model.generate(pixel_values=pixels, do_sample=False, early_stopping=False, num_return_sequences=kept, return_dict_in_generate=True, output_scores=True, **asked)
     tokens, sure = [], []
-    for row, ids in enumerate(out.sequences[::kept, 1:].tolist()):
+    for row, ids in enumerate(out.sequences[::kept, before + 1 :].tolist()):
         ended = next((at for at, token in enumerate(ids) if token in ends), len(ids))
         tokens.append(ids[:ended])
         if beams == 1:
@@ -97,11 +104,12 @@ def blip() -> None:
     write(TESTS / "goldens/blip.json", golden(model, pixels, {model.config.text_config.sep_token_id}, CASES))
 
 
-def tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+def tokenizer(folder: Path, *added: str) -> PreTrainedTokenizerFast:
     data = drawn(7, 200)
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator([words.caption(data.view(i), form) for i in range(len(data)) for form in range(words.FORMS)], vocab_size=320, special_tokens=["<|endoftext|>"], show_progress=False)
     fast = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>", unk_token="<|endoftext|>")
+    fast.add_tokens([AddedToken(token, special=True) for token in added])
     fast.save_pretrained(folder)
     return fast
 
@@ -147,7 +155,71 @@ def encoder_decoder() -> None:
     vit_gpt2.write(model, folder, "seeded random weights")
 
 
+ENDS = 5
+"""The token that ends a BLIP-2's texts: another than they begin with."""
+
+
+def make_blip2(vocabulary: int, queries: int, vision: dict, qformer: dict, text: dict) -> Blip2ForConditionalGeneration:
+    """The last token stands for the picture; texts begin with 0 and end with ENDS."""
+    torch.manual_seed(15)
+    config = Blip2Config(
+        vision_config={"num_attention_heads": 2, **vision}, num_query_tokens=queries, image_token_index=vocabulary - 1,
+        qformer_config={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, **qformer},
+        text_config={
+            "model_type": "opt", "vocab_size": vocabulary, "max_position_embeddings": 48, "word_embed_proj_dim": text["hidden_size"], "dropout": 0.0,
+            "bos_token_id": 0, "eos_token_id": ENDS, "pad_token_id": 1, **text,
+        },
+    )
+    model = Blip2ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1:
+                weight.normal_(0, 1 / weight.shape[-1] ** 0.5)
+            # Texts that heed the picture, and end now and then.
+            if "language_projection.weight" in name:
+                weight.mul_(3)
+        model.get_input_embeddings().weight[ENDS].mul_(ENDING)
+        # The picture's token, which is penalised as one that was said, is likely enough for that to be seen.
+        model.get_input_embeddings().weight[-1].mul_(2)
+        # Exact in half precision.
+        for weight in model.parameters():
+            weight.copy_(weight.half().float())
+    return model
+
+
+SMALLER = {
+    "queries": 4,
+    "vision": {"hidden_size": 20, "num_hidden_layers": 2, "intermediate_size": 48, "image_size": 28, "patch_size": 7},
+    "qformer": {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32, "cross_attention_frequency": 2},
+    "text": {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "ffn_dim": 64},
+}
+LARGER = {
+    "queries": 7,
+    "vision": {"hidden_size": 28, "num_hidden_layers": 3, "intermediate_size": 40, "image_size": 32, "patch_size": 8},
+    "qformer": {"hidden_size": 20, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40, "cross_attention_frequency": 1},
+    "text": {"hidden_size": 40, "num_hidden_layers": 3, "num_attention_heads": 5, "ffn_dim": 56},
+}
+
+
+def blip_2(name: str, sizes: dict, cases: list[dict], half: bool = False) -> None:
+    folder = TESTS / "fixtures" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    vocabulary, side = len(tokenizer(folder, "<image>")), sizes["vision"]["image_size"]
+    processor = BlipImageProcessorPil(size={"height": side, "width": side})
+    processor.save_pretrained(folder)
+    pixels = processor(pictures(), return_tensors="pt")["pixel_values"]
+    model = make_blip2(vocabulary, **sizes)
+    write(TESTS / f"goldens/{name}.json", golden(model, pixels, {ENDS}, cases, near=0.01 if half else NEAR))
+    if half:
+        # All but the Q-Former, as `from_pretrained` does.
+        for part in (model.vision_model, model.language_projection, model.language_model):
+            part.half()
+    blip2.write(model, folder, "seeded random weights")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    blip_2("blip2", SMALLER, CASES)
+    blip_2("blip2_half", LARGER, HALF, half=True)
     encoder_decoder()
     blip()

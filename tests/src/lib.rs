@@ -108,11 +108,16 @@ pub struct Mesh {
 impl Mesh {
     /// Starts all, with the models of a suite.
     pub fn start(suite: &Path) -> Self {
-        let model = |name: &str| Service::start(&format!("dnd-{name}"), &["--model", suite.join(name).to_str().unwrap()]);
-        let models = [Service::start("dnd-activation", &[]), model("captioner"), model("summarizer"), model("diffusion"), model("clip")];
+        Self::start_with(suite, &[])
+    }
+
+    /// As [`Self::start`], with more arguments for each service.
+    pub fn start_with(suite: &Path, more: &[&str]) -> Self {
+        let model = |name: &str| Service::start(&format!("dnd-{name}"), &[&["--model", suite.join(name).to_str().unwrap()], more].concat());
+        let models = [Service::start("dnd-activation", more), model("captioner"), model("summarizer"), model("diffusion"), model("clip")];
         let urls: Vec<String> = models.iter().map(Service::url).collect();
         let flags = ["--activation", "--captioner", "--summarizer", "--diffusion", "--clip"];
-        let args: Vec<&str> = flags.iter().zip(&urls).flat_map(|(flag, url)| [*flag, url.as_str()]).collect();
+        let args: Vec<&str> = flags.iter().zip(&urls).flat_map(|(flag, url)| [*flag, url.as_str()]).chain(more.iter().copied()).collect();
         Self { orchestrator: Service::start("dnd-orchestrator", &args), models }
     }
 }

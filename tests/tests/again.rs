@@ -7,7 +7,7 @@ use dnd_testing::{pictures, sketch, write_pictures};
 use dnd_tests::{Ran, command, dnd};
 use serde_json::Value;
 
-const STAGES: [&str; 4] = ["caption", "summarize", "generate", "score"];
+const STAGES: [&str; 6] = ["probe", "crop", "caption", "summarize", "generate", "score"];
 
 fn arguments(folder: &Path, more: &[&str]) -> Vec<String> {
     let target = sketch("targets/planted/planted.onnx");
@@ -29,9 +29,9 @@ fn done(folder: &Path, more: &[&str]) -> Ran {
 }
 
 /// How often a run called a model in each stage.
-fn calls(folder: &Path, out: &str) -> Vec<u64> {
+fn calls(folder: &Path, out: &str) -> [u64; 6] {
     let run: Value = serde_json::from_slice(&fs::read(folder.join(out).join("run.json")).unwrap()).unwrap();
-    STAGES.iter().map(|stage| run["stages"][stage]["calls"].as_u64().unwrap()).collect()
+    STAGES.map(|stage| run["stages"][stage]["calls"].as_u64().unwrap())
 }
 
 fn results(folder: &Path, out: &str) -> String {
@@ -53,26 +53,37 @@ fn a_second_run_calls_no_model_and_a_changed_parameter_only_those_that_it_concer
     assert!(first.iter().all(|calls| *calls > 0), "{first:?}");
 
     done(folder, &["--out", "second", "--data", "made"]);
-    assert_eq!(calls(folder, "second"), [0; 4]);
+    assert_eq!(calls(folder, "second"), [0; 6]);
     assert_eq!(results(folder, "first"), results(folder, "second"));
 
     done(folder, &["--out", "warmer", "--data", "made", "--temperature", "0.9"]);
-    let warmer = calls(folder, "warmer");
-    assert_eq!(warmer[0], 0, "captions don't depend on the temperature");
-    assert_eq!(warmer[1], first[1], "answers do");
-    assert!(warmer[2] < first[2], "concepts that were drawn before are not drawn again");
+    let [probe, crop, caption, summarize, generate, _] = calls(folder, "warmer");
+    assert_eq!([probe, crop, caption], [0; 3], "what comes before the language model does not depend on its temperature");
+    assert_eq!(summarize, first[3], "answers do");
+    assert!(generate < first[4], "concepts that were drawn before are not drawn again");
 
     // What is said of the network beside its file is a part of what its activations depend on.
     done(folder, &["--out", "told", "--data", "made", "--data-format", "channels_first"]);
-    let told = calls(folder, "told");
-    assert!(told[..3] == [0; 3] && told[3] > 0, "{told:?}");
+    let [probe, crop, caption, summarize, generate, score] = calls(folder, "told");
+    assert_eq!([caption, summarize, generate], [0; 3]);
+    assert!(probe == first[0] && crop == first[1] && score > 0, "{probe} {crop} {score}");
 
     // A picture that went missing is drawn again, and nothing else.
     let unit: Value = serde_json::from_str(results(folder, "first").lines().next().unwrap()).unwrap();
     fs::remove_file(folder.join("made").join(unit["concepts"][0]["pictures"][0]["digest"].as_str().unwrap())).unwrap();
     done(folder, &["--out", "third", "--data", "made"]);
-    assert_eq!(calls(folder, "third"), [0, 0, 1, 0]);
+    assert_eq!(calls(folder, "third"), [0, 0, 0, 0, 1, 0]);
     assert_eq!(results(folder, "first"), results(folder, "third"));
+
+    // In shards the probing pass finds the same; of a set with a picture more only the shards that it changes are run.
+    done(folder, &["--out", "sharded", "--data", "made", "--shard-pictures", "30", "--shards-in-flight", "3"]);
+    assert_eq!(calls(folder, "sharded"), [80, 0, 0, 0, 0, 0]);
+    assert_eq!(results(folder, "first"), results(folder, "sharded"));
+    fs::write(folder.join("pictures/zzz.png"), "no picture").unwrap();
+    let more = done(folder, &["--out", "more", "--data", "made", "--shard-pictures", "30"]);
+    assert!(more.err.contains("zzz.png"), "{}", more.err);
+    assert_eq!(calls(folder, "more"), [20, 0, 0, 0, 0, 0]);
+    assert_eq!(results(folder, "first"), results(folder, "more"));
 }
 
 #[test]
@@ -94,8 +105,8 @@ fn a_run_that_was_killed_goes_on_with_what_it_had_made() {
     let again = done(folder, &["--out", "killed", "--units-in-flight", "1"]);
     assert!(again.err.contains("broken off"), "{}", again.err);
     assert_eq!(results(folder, "whole"), results(folder, "killed"));
-    let (whole, rest) = (calls(folder, "whole"), calls(folder, "killed"));
-    assert!(rest.iter().zip(&whole).all(|(rest, whole)| rest < whole), "{rest:?} of {whole:?}");
+    let (whole, both) = (calls(folder, "whole"), calls(folder, "killed"));
+    assert!(both.iter().zip(&whole).all(|(both, whole)| both <= whole), "{both:?} of {whole:?}: what the first had made, the second did not make again");
 
     // A run that is whole is left alone, unless all is to be made anew.
     let refused = run(folder, &["--out", "killed"]);

@@ -88,13 +88,13 @@ test("units are searched, filtered, sorted and walked with the keyboard", async 
   await page.waitForFunction(() => [...document.querySelectorAll(".unit a")].every((card) => card.textContent.includes("red stripes") || card.querySelector(".tag")?.title.includes("red stripes")));
   assert.match(await page.locator("#found").textContent(), /^\d+ of 26,000 units$/);
   assert.match(page.url(), /q=red\+stripes/);
-  await page.getByLabel("Layer").selectOption("layer2.3");
+  await page.getByLabel("Layer", { exact: true }).selectOption("layer2.3");
   await page.waitForFunction(() => [...document.querySelectorAll(".foot .mono")].every((name) => name.textContent.startsWith("layer2.3 ")));
-  await page.getByLabel("Search labels").fill("");
-  await page.getByLabel("State").selectOption("failed");
+  await page.getByLabel("Search labels", { exact: true }).fill("");
+  await page.getByLabel("State", { exact: true }).selectOption("failed");
   await page.waitForFunction(() => document.querySelectorAll(".unit").length > 0 && [...document.querySelectorAll(".unit")].every((card) => card.textContent.includes("no_concept")));
-  await page.getByLabel("State").selectOption("labelled");
-  await page.getByLabel("Order").selectOption("label");
+  await page.getByLabel("State", { exact: true }).selectOption("labelled");
+  await page.getByLabel("Order", { exact: true }).selectOption("label");
   const labels = await page.locator(".unit .label").allTextContents();
   assert.deepEqual(labels, [...labels].sort((a, b) => a.localeCompare(b)));
 
@@ -105,12 +105,13 @@ test("units are searched, filtered, sorted and walked with the keyboard", async 
   const label = await page.evaluate(() => document.activeElement.querySelector(".label").textContent);
   await page.keyboard.press("Enter");
   await page.locator("h1", { hasText: label }).waitFor();
+  const opened = new URL(page.url()).pathname;
   await page.keyboard.press("j");
-  await page.waitForFunction((label) => document.querySelector("h1") && !location.pathname.endsWith(label), label);
+  await page.waitForFunction((opened) => location.pathname !== opened && document.querySelector(".why"), opened);
   await page.goBack();
   await page.goBack();
   await page.locator(".unit .label").first().waitFor();
-  assert.equal(await page.getByLabel("Order").inputValue(), "label", "what was chosen is still chosen");
+  assert.equal(await page.getByLabel("Order", { exact: true }).inputValue(), "label", "what was chosen is still chosen");
   page.quiet();
   await page.context().close();
 });

@@ -14,13 +14,7 @@ use indicatif::HumanDuration;
 use serde::Serialize;
 
 use super::dissect::{What, begin, export, outcome, printable};
-use crate::{
-    args::{JobsArgs, MeshArgs},
-    mesh::Mesh,
-    out::Folder,
-    problem::Problem,
-    watch,
-};
+use crate::{args::JobsArgs, mesh::Mesh, out::Folder, problem::Problem, watch};
 
 /// Jobs of an orchestrator (--endpoint), or of a data folder (--data).
 #[derive(Debug, clap::Subcommand)]
@@ -47,12 +41,11 @@ pub(crate) enum Command {
 pub(crate) struct CreateArgs {
     #[command(flatten)]
     what: What,
-    /// An orchestrator, such as http://localhost:50051; without one `dnd dissect` works in this process
-    #[arg(long, env = "DND_ENDPOINT", value_name = "URL")]
-    endpoint: String,
     /// Print the job as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    jobs: JobsArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -160,7 +153,10 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, Problem> {
 
 async fn create(args: CreateArgs) -> Result<(), Problem> {
     let inputs = args.what.open()?;
-    let mesh = Mesh::open(&MeshArgs { endpoint: Some(args.endpoint), ..MeshArgs::default() }).await?;
+    if args.jobs.endpoint.is_none() {
+        return Err(Problem::input("a job is created at an orchestrator: name one with --endpoint; `dnd dissect` works in its own process"));
+    }
+    let mesh = Mesh::of_jobs(&args.jobs).await?;
     let (request, skipped) = inputs.request(&mesh, "").await?;
     skipped.iter().for_each(|skipped| eprintln!("skipped {}: {}", skipped.path, skipped.reason));
     let job = begin(&mesh, request, false, false).await?;

@@ -7,4 +7,5 @@ pub(crate) mod jobs;
 pub(crate) mod layers;
 pub(crate) mod models;
 pub(crate) mod select;
+pub(crate) mod tokens;
 pub(crate) mod up;

@@ -2,8 +2,10 @@
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
+use dnd_gateway::GatewayArgs;
 use dnd_mesh::{
-    args::ServeArgs,
+    args::{AccessArgs, ServeArgs, TlsArgs},
+    auth::Guard,
     server::{self, InProcess, ServeError},
 };
 
@@ -27,8 +29,9 @@ pub(crate) struct Args {
     /// Write the address that the pages are on to this file, once the port is open
     #[arg(long, hide = true)]
     http_port_file: Option<PathBuf>,
-    #[command(flatten)]
-    gateway: dnd_gateway::GatewayArgs,
+    /// MiB of one file at most that is uploaded over HTTP
+    #[arg(long, env = "DND_MAX_UPLOAD_MIB", default_value_t = dnd_gateway::MAX_UPLOAD_MIB)]
+    max_upload_mib: u64,
     /// Seconds that running calls get to end after SIGTERM or Ctrl-C
     #[arg(long, env = "DND_GRACE", default_value_t = 20)]
     grace: u64,
@@ -50,6 +53,10 @@ pub(crate) struct Args {
     orchestrator: dnd_orchestrator::OrchestratorArgs,
     #[command(flatten)]
     llm: dnd_summarizer::LlmArgs,
+    #[command(flatten)]
+    tls: TlsArgs,
+    #[command(flatten)]
+    access: AccessArgs,
 }
 
 pub(crate) async fn run(args: Args, log: &str) -> Result<ExitCode, Problem> {
@@ -57,11 +64,17 @@ pub(crate) async fn run(args: Args, log: &str) -> Result<ExitCode, Problem> {
     if !suite.notice.is_empty() {
         eprintln!("{}: {}", suite.name, suite.notice);
     }
-    let Args { data, engine, activation, captioner, orchestrator, llm, .. } = args;
-    let all = MeshArgs { models: None, endpoint: None, data, engine, activation, captioner, orchestrator, llm };
+    let Args { data, engine, activation, captioner, orchestrator, llm, tls, access, .. } = args;
+    let all = MeshArgs { models: None, endpoint: None, data, engine, activation, captioner, orchestrator, llm, token_file: None, tls: TlsArgs::default() };
     let local = LocalMesh::new(&all, WorksOn::AllJobs).await?;
-    let serve = ServeArgs { listen: args.listen, grace: args.grace, log: log.to_owned(), port_file: args.port_file };
-    let pages = args.http.map(|listen| ServeArgs { listen, port_file: args.http_port_file, ..serve.clone() });
+    let pages = args.http.map(|listen| GatewayArgs {
+        listen,
+        grace: args.grace,
+        port_file: args.http_port_file,
+        tls: tls.clone(),
+        max_upload_mib: args.max_upload_mib,
+    });
+    let serve = ServeArgs { listen: args.listen, grace: args.grace, log: log.to_owned(), otlp: None, port_file: args.port_file, tls, access };
     let (engines, blobs) = (local.engines.clone(), local.blobs.clone());
     let load = move || engines.load(&suite, &all, blobs);
     let mesh = async {
@@ -72,8 +85,10 @@ pub(crate) async fn run(args: Args, log: &str) -> Result<ExitCode, Problem> {
     };
     let pages = async {
         let Some(pages) = pages else { return Ok(()) };
-        let inside = InProcess::start(local.services.clone());
-        dnd_gateway::serve(&pages, &args.gateway, inside.channel()).await.map_err(|error| Problem::failure(error.to_string()))
+        // Who may call is the same as on the other port.
+        let guard = Guard::open(&serve.access).map_err(Problem::input)?;
+        let inside = InProcess::guarded(local.services.clone(), guard);
+        dnd_gateway::serve(&pages, inside.channel().into()).await.map_err(|error| Problem::failure(error.to_string()))
     };
     tokio::try_join!(mesh, pages)?;
     Ok(ExitCode::SUCCESS)

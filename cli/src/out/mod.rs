@@ -12,13 +12,12 @@ use std::{
 
 pub(crate) use dnd_gateway::table::state;
 use dnd_gateway::table::{COLUMNS, cell, row};
-use dnd_mesh::blobs;
+use dnd_mesh::{balance::Balanced, blobs};
 use dnd_proto::v1::{
     GetPicturesRequest, JobAccepted, JobDone, Provenance, SkippedPicture, UnitResult, UnitState, Usage, get_pictures_response::Result as Got,
     picture_service_client::PictureServiceClient,
 };
 use serde::{Deserialize, Serialize};
-use tonic::transport::Channel;
 
 use crate::{problem::Problem, watch};
 
@@ -171,7 +170,7 @@ impl Folder {
     }
 
     /// Keeps a finished unit: its pictures first, then its line.
-    pub(crate) async fn unit(&mut self, unit: UnitResult, service: &mut PictureServiceClient<Channel>) -> Result<(), Problem> {
+    pub(crate) async fn unit(&mut self, unit: UnitResult, service: &mut PictureServiceClient<Balanced>) -> Result<(), Problem> {
         let named: HashSet<String> = digests(&unit).filter(|digest| !self.pictures.contains(*digest)).map(str::to_owned).collect();
         // What is there under its name is whole.
         let (there, missing): (Vec<String>, Vec<String>) = named.into_iter().partition(|digest| self.root.join(PICTURES_FOLDER).join(digest).is_file());

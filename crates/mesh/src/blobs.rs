@@ -21,9 +21,9 @@ use tokio::{
     sync::{Mutex, mpsc},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
+use tonic::{Code, Request, Response, Status, Streaming};
 
-use crate::{Fault, server::Services};
+use crate::{Fault, balance::Balanced, server::Services};
 
 /// Bytes of one piece of an upload at most.
 pub const PIECE_BYTES: usize = 1 << 20;
@@ -202,7 +202,7 @@ pub fn check_digests(digests: &[String]) -> Result<(), Fault> {
 }
 
 /// Uploads the named blobs that a service lacks; `path` says where each lies here. A broken upload goes on where it stopped when it is called again.
-pub async fn upload(mut service: UploadServiceClient<Channel>, mut digests: Vec<String>, path: impl Fn(&str) -> Option<PathBuf>) -> Result<(), Fault> {
+pub async fn upload(mut service: UploadServiceClient<Balanced>, mut digests: Vec<String>, path: impl Fn(&str) -> Option<PathBuf>) -> Result<(), Fault> {
     digests.sort();
     digests.dedup();
     for some in digests.chunks(MAX_DIGESTS) {
@@ -295,14 +295,14 @@ mod tests {
 
     struct Store {
         blobs: Arc<Blobs>,
-        client: UploadServiceClient<Channel>,
+        client: UploadServiceClient<Balanced>,
         _server: InProcess,
     }
 
     fn store() -> Store {
         let blobs = Arc::new(Blobs::temporary().unwrap());
         let server = InProcess::start(add_to(Services::default(), Arc::clone(&blobs)));
-        Store { blobs, client: UploadServiceClient::new(server.channel()), _server: server }
+        Store { blobs, client: UploadServiceClient::new(server.channel().into()), _server: server }
     }
 
     fn contents() -> Vec<u8> {

@@ -1,10 +1,12 @@
 //! Errors as callers see them: a gRPC status with google.rpc details and a stable reason.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, time::Duration};
 
 use prost::Message as _;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::tls;
 
 /// The domain of the reasons in google.rpc.ErrorInfo.
 pub const DOMAIN: &str = "dnd.v1";
@@ -16,19 +18,23 @@ pub struct Fault {
     reason: Cow<'static, str>,
     message: String,
     field: Option<String>,
+    retry_after: Option<Duration>,
 }
 
 impl Fault {
     /// A fault with a stable, upper-case `reason` and a message that says what was wrong, where, and what would be right.
     pub fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason: Cow::Borrowed(reason), message: message.into(), field: None }
+        Self { code, reason: Cow::Borrowed(reason), message: message.into(), field: None, retry_after: None }
     }
 
     /// A fault as another service of the mesh gave it, with its code, reason, message and field.
     pub fn relayed(status: &Status) -> Self {
+        if let Some(fault) = std::error::Error::source(status).and_then(tls::client_fault) {
+            return fault;
+        }
         let field = status.get_details_bad_request().and_then(|bad| bad.field_violations.into_iter().next()).map(|violation| violation.field);
         let reason = reason_of(status).map_or(Cow::Borrowed("UNKNOWN"), Cow::Owned);
-        Self { code: status.code(), reason, message: status.message().to_owned(), field }
+        Self { code: status.code(), reason, message: status.message().to_owned(), field, retry_after: retry_after(status) }
     }
 
     /// A field of the request that can't be right; `field` is its path, such as `layers[0].units`.
@@ -40,6 +46,12 @@ impl Fault {
     /// Something that is a defect of the service, not of the request.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(Code::Internal, "INTERNAL", message)
+    }
+
+    /// The fault with when it is worth asking again, as google.rpc.RetryInfo.
+    #[must_use]
+    pub fn retry_after(self, delay: Duration) -> Self {
+        Self { retry_after: Some(delay), ..self }
     }
 
     /// The gRPC code.
@@ -77,6 +89,9 @@ impl From<Fault> for Status {
         if let Some(field) = fault.field {
             details.add_bad_request_violation(field, &fault.message);
         }
+        if let Some(delay) = fault.retry_after {
+            details.set_retry_info(Some(delay));
+        }
         Status::with_error_details(fault.code, fault.message, details)
     }
 }
@@ -84,6 +99,11 @@ impl From<Fault> for Status {
 /// The stable reason of a status, if a service of the mesh made it.
 pub fn reason_of(status: &Status) -> Option<String> {
     status.get_details_error_info().map(|info| info.reason)
+}
+
+/// When a status says that it is worth asking again.
+pub fn retry_after(status: &Status) -> Option<Duration> {
+    status.get_details_retry_info()?.retry_delay
 }
 
 /// The status of one item of a stream as an ordinary status.

@@ -2,19 +2,28 @@
 //!
 //! A service is made of its tonic server, the [`Slot`] that its model goes into once it has loaded, and [`server::serve`], which puts
 //! the same stack of layers, health, reflection and shutdown around each. Work that a model does goes through a [`batch::Batcher`];
-//! streams of items are answered by [`items::answer`].
+//! streams of items are answered by [`items::answer`]. Who may connect is [`tls`]'s business, and who may call what is [`auth`]'s.
 
+#[cfg(test)]
+mod access_tests;
 pub mod args;
+pub mod auth;
+pub mod balance;
 pub mod batch;
 pub mod blobs;
 pub mod channel;
+pub mod deadline;
+pub mod errors;
 pub mod fault;
 pub mod items;
 pub mod parameters;
 pub mod program;
+mod reloaded;
+pub mod retry;
 pub mod server;
 mod slot;
 pub mod telemetry;
+pub mod tls;
 pub mod uri;
 
 pub use fault::Fault;

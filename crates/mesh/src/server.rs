@@ -11,7 +11,6 @@ use tokio::{
     sync::oneshot,
     task::JoinSet,
 };
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Status,
@@ -23,13 +22,20 @@ use tonic::{
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::{Service, ServiceBuilder};
 use tower_http::{
+    auth::AsyncRequireAuthorizationLayer,
     catch_panic::CatchPanicLayer,
     classify::{GrpcCode, GrpcErrorsAsFailures, SharedClassifier},
     trace::TraceLayer,
 };
 use tracing::{error, info, warn};
 
-use crate::{Fault, args::ServeArgs, channel};
+use crate::{
+    Fault,
+    args::{ServeArgs, TlsArgs},
+    auth::Guard,
+    channel, telemetry,
+    tls::{Acceptor, ClientCertificate},
+};
 
 /// Why a server could not start, or ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +48,9 @@ pub enum ServeError {
         /// Why.
         source: io::Error,
     },
+    /// What the server was told of certificates, tokens or names can't be used.
+    #[error("{0}")]
+    Access(String),
     /// The model can't be loaded.
     #[error("{0}")]
     Load(String),
@@ -77,12 +86,17 @@ impl Services {
     }
 }
 
-/// Runs a service's whole life: listens at once, loads its model, says SERVING, and on SIGTERM or Ctrl-C says NOT_SERVING, lets running
+/// Runs a service's whole life: logs, listens at once, loads its model, says SERVING, and on SIGTERM or Ctrl-C says NOT_SERVING, lets running
 /// calls end and returns, after the grace period at the latest. `load` runs on a thread of its own.
 pub async fn serve<E>(args: &ServeArgs, services: Services, load: impl FnOnce() -> Result<(), E> + Send + 'static) -> Result<(), ServeError>
 where
     E: std::fmt::Display + Send + 'static,
 {
+    let _telemetry = telemetry::init(&args.log, args.otlp.as_deref());
+    let guard = Guard::open(&args.access).map_err(ServeError::Access)?;
+    // Callers that show tokens need no certificate.
+    let clients = if args.access.tokens.is_some() { ClientCertificate::Optional } else { ClientCertificate::Required };
+    let acceptor = acceptor(args.listen, &args.tls, clients).map_err(ServeError::Access)?;
     let listen = |source| ServeError::Listen { address: args.listen, source };
     let listener = TcpListener::bind(args.listen).await.map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
@@ -127,7 +141,7 @@ where
         ServeError::Load(problem)
     };
     tokio::select! {
-        served = serve_on(services.with(health_service), TcpListenerStream::new(listener), drain) => served,
+        served = serve_on(services.with(health_service), guard, acceptor.incoming(listener), drain) => served,
         error = broken => Err(error),
         () = overdue => {
             warn!("calls were still running at the end of the grace period; leaving them");
@@ -136,16 +150,37 @@ where
     }
 }
 
+/// What takes the connections: with TLS, or in the clear where that can't be overheard, or is wanted.
+///
+/// # Errors
+///
+/// If that is so of neither, or a file of the certificates can't be used.
+pub fn acceptor(listen: SocketAddr, tls: &TlsArgs, clients: ClientCertificate) -> Result<Acceptor, String> {
+    if tls.tls_cert.is_none() && !tls.insecure && !listen.ip().is_loopback() {
+        return Err(format!(
+            "{listen} can be reached from other machines, and calls would come in the clear: name a certificate with --tls-cert, --tls-key and --tls-ca, or say --insecure"
+        ));
+    }
+    Acceptor::open(tls, clients)
+}
+
 /// Serves on connections as they come in, until `shutdown` resolves and the running calls have ended.
-pub async fn serve_on<IO>(services: Services, incoming: impl Stream<Item = io::Result<IO>>, shutdown: impl Future<Output = ()>) -> Result<(), ServeError>
+pub async fn serve_on<IO>(
+    services: Services,
+    guard: Guard,
+    incoming: impl Stream<Item = io::Result<IO>>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError>
 where
     IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
     let stack = ServiceBuilder::new()
         // Outermost, so that a call's span holds everything that happens in it, refusals and panics included.
-        .layer(TraceLayer::new(callers_faults_are_no_failures()))
+        .layer(TraceLayer::new(callers_faults_are_no_failures()).make_span_with(telemetry::span_of::<Body>))
         // Outside of all that can panic; the connection and its other calls go on.
-        .layer(CatchPanicLayer::custom(panicked));
+        .layer(CatchPanicLayer::custom(panicked))
+        // Before anything is done for a caller.
+        .layer(AsyncRequireAuthorizationLayer::new(guard));
     let reflection = |builder: tonic_reflection::server::Builder<'static>| {
         builder.register_encoded_file_descriptor_set(dnd_proto::FILE_DESCRIPTOR_SET).register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
@@ -174,10 +209,15 @@ pub struct InProcess {
 impl InProcess {
     /// Starts serving.
     pub fn start(services: Services) -> Self {
+        Self::guarded(services, Guard::default())
+    }
+
+    /// Starts serving those that the guard lets through.
+    pub fn guarded(services: Services, guard: Guard) -> Self {
         let (dialer, accepted) = channel::in_memory();
         let mut server = JoinSet::new();
         server.spawn(async move {
-            if let Err(error) = serve_on(services, accepted, std::future::pending()).await {
+            if let Err(error) = serve_on(services, guard, accepted, std::future::pending()).await {
                 error!(%error, "the servers in this process broke");
             }
         });

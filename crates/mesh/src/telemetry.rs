@@ -1,13 +1,109 @@
-//! Logs: to standard error, as text on a terminal and as JSON lines elsewhere.
+//! Logs and traces.
+//!
+//! Logs go to standard error, as text on a terminal and as JSON lines elsewhere; within a call they carry its trace. Traces go to an OpenTelemetry collector
+//! where one is named. The context of a trace travels in the metadata of calls (W3C `traceparent`), so that a unit is one tree whichever services it visits.
 
-use std::io::IsTerminal as _;
+use std::{io::IsTerminal as _, time::Duration};
 
-use tracing_subscriber::{EnvFilter, fmt};
+use http::{HeaderMap, Request};
+use opentelemetry::{
+    global,
+    propagation::{Extractor, Injector},
+    trace::{TraceContextExt as _, TracerProvider as _},
+};
+use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithExportConfig as _};
+use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
+use tracing::{Level, Metadata, Span, field, warn};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, filter::filter_fn, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
-/// Starts logging. `level` is a filter such as `info` or `dnd_activation=debug,warn`; `RUST_LOG` wins over it.
-pub fn init(level: &str) {
+/// How long the end of a program waits for its last spans to be taken.
+const LAST_SPANS: Duration = Duration::from_secs(5);
+
+/// Traces on their way to a collector; the last ones are sent when this goes.
+#[derive(Debug)]
+#[must_use = "traces end with it"]
+pub struct Telemetry(Option<SdkTracerProvider>);
+
+impl Drop for Telemetry {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.0.as_ref().map(|provider| provider.shutdown_with_timeout(LAST_SPANS)) {
+            warn!(%error, "the last spans were not taken");
+        }
+    }
+}
+
+/// Starts logging, and, where `collector` names one (its OTLP endpoint for gRPC, such as `http://localhost:4317`), tracing; within the runtime. The
+/// program's name is the service's in traces, unless OTEL_SERVICE_NAME is set. `level` is a filter of the log such as `info` or `dnd_activation=debug,warn`, over which
+/// `RUST_LOG` wins. OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG say which share of the traces is taken; by default all.
+pub fn init(level: &str, collector: Option<&str>) -> Telemetry {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    let logs = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logs = fmt::layer().with_writer(std::io::stderr);
+    let logs = if std::io::stderr().is_terminal() { logs.with_target(false).boxed() } else { logs.json().flatten_event(true).with_span_list(false).boxed() };
+    let (provider, problem) = match collector.map(provider).transpose() {
+        Ok(provider) => (provider, None),
+        Err(problem) => (None, Some(problem)),
+    };
+    let traces = provider.as_ref().map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer("dnd")).with_filter(filter_fn(is_traced)));
     // A second call in one process (tests) changes nothing.
-    let _ = if std::io::stderr().is_terminal() { logs.with_target(false).try_init() } else { logs.json().flatten_event(true).try_init() };
+    let _ = tracing_subscriber::registry().with(logs.with_filter(filter)).with(traces).try_init();
+    global::set_text_map_propagator(TraceContextPropagator::new());
+    if let Some(problem) = problem {
+        warn!(%problem, "no traces: the collector can't be reached over this endpoint");
+    }
+    Telemetry(provider)
+}
+
+/// What traces are made of, whatever the log's filter: this project's own spans and events, not those of the libraries below it.
+fn is_traced(metadata: &Metadata<'_>) -> bool {
+    *metadata.level() <= Level::INFO && metadata.target().starts_with("dnd")
+}
+
+fn provider(collector: &str) -> Result<SdkTracerProvider, ExporterBuildError> {
+    let exporter = SpanExporter::builder().with_tonic().with_endpoint(collector).build()?;
+    let program = || std::env::current_exe().ok()?.file_stem()?.to_str().map(str::to_owned);
+    let name = std::env::var("OTEL_SERVICE_NAME").ok().or_else(program).unwrap_or_else(|| "dnd".to_owned());
+    let resource = Resource::builder().with_service_name(name).build();
+    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
+}
+
+/// The span of a call that comes in, a child of its caller's where the metadata say so.
+pub fn span_of<B>(request: &Request<B>) -> Span {
+    let method = request.uri().path().trim_start_matches('/');
+    let span = tracing::info_span!("call", otel.name = method, otel.kind = "server", rpc.system = "grpc", method, trace_id = field::Empty);
+    let parent = global::get_text_map_propagator(|propagator| propagator.extract(&Headers(request.headers())));
+    // Without a collector there is nothing to be a child in.
+    if span.set_parent(parent).is_ok() {
+        let context = span.context();
+        span.record("trace_id", field::display(context.span().span_context().trace_id()));
+    }
+    span
+}
+
+/// Puts the context of the current span into the metadata of a call that goes out.
+pub fn inject(headers: &mut HeaderMap) {
+    let context = Span::current().context();
+    global::get_text_map_propagator(|propagator| propagator.inject_context(&context, &mut HeadersMut(headers)));
+}
+
+struct Headers<'h>(&'h HeaderMap);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.to_str().ok()
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(http::HeaderName::as_str).collect()
+    }
+}
+
+struct HeadersMut<'h>(&'h mut HeaderMap);
+
+impl Injector for HeadersMut<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        if let (Ok(name), Ok(value)) = (http::HeaderName::try_from(key), http::HeaderValue::try_from(value)) {
+            self.0.insert(name, value);
+        }
+    }
 }

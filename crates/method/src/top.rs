@@ -42,6 +42,15 @@ impl<At: Ord + Copy, T> Top<At, T> {
         Self { size, entries: Vec::new(), range: None, not_finite: 0 }
     }
 
+    /// What an earlier pass found: its highest images, at most `size` of them, and what all its activations were like.
+    pub fn found(size: usize, entries: Vec<Entry<At, T>>, range: Option<(f32, f32)>, not_finite: u64) -> Self {
+        let none = Self { range, not_finite, ..Self::new(size) };
+        entries.into_iter().fold(none, |mut top, Entry { activation, at, with }| {
+            top.keep(activation, at, || with);
+            top
+        })
+    }
+
     /// Takes in an image. `with` is called only if it is among the highest so far. Gives the image that had to make room for it, if any.
     pub fn offer(&mut self, activation: f32, at: At, with: impl FnOnce() -> T) -> Option<Entry<At, T>> {
         if !activation.is_finite() {
@@ -53,6 +62,9 @@ impl<At: Ord + Copy, T> Top<At, T> {
     }
 
     /// Takes in all that another `Top` of the same size was offered.
+    ///
+    /// Its entries are enough for that: an image that is not among the `size` highest of a part is outdone by `size` images of that part, and so is not among
+    /// the `size` highest of the whole.
     pub fn merge(&mut self, other: Self) {
         if let Some((lowest, highest)) = other.range {
             self.widen(lowest, highest);
@@ -90,7 +102,8 @@ impl<At: Ord + Copy, T> Top<At, T> {
 
     fn widen(&mut self, lowest: f32, highest: f32) {
         let (low, high) = self.range.unwrap_or((lowest, highest));
-        self.range = Some((low.min(lowest), high.max(highest)));
+        // −0 counts as 0, so that the range does not depend on which of them came first.
+        self.range = Some((low.min(lowest) + 0.0, high.max(highest) + 0.0));
     }
 
     fn keep(&mut self, activation: f32, at: At, with: impl FnOnce() -> T) -> Option<Entry<At, T>> {

@@ -11,7 +11,7 @@ use ort::{
 use crate::{
     Error,
     runtime::{self, EngineArgs},
-    tensors::{float_tensor, floats},
+    tensors::{float_tensor, floats, input_kind},
 };
 
 /// Says which half of a merged decoder runs: without a cache, or with one.
@@ -27,6 +27,8 @@ const NUM_LOGITS_TO_KEEP: &str = "num_logits_to_keep";
 pub struct Names {
     /// The tokens, batch x count.
     pub input_ids: String,
+    /// The tokens' embeddings, batch x count x D, of a decoder that takes those in their place.
+    pub inputs_embeds: String,
     /// 1 for every token so far, batch x total.
     pub attention_mask: String,
     /// Where the tokens stand, batch x count.
@@ -49,6 +51,7 @@ impl Default for Names {
     fn default() -> Self {
         Self {
             input_ids: "input_ids".to_owned(),
+            inputs_embeds: "inputs_embeds".to_owned(),
             attention_mask: "attention_mask".to_owned(),
             position_ids: "position_ids".to_owned(),
             encoder_hidden_states: "encoder_hidden_states".to_owned(),
@@ -76,11 +79,14 @@ impl Names {
 
 /// A text decoder: tokens in, logits out, and a cache of each layer that goes round. The attention mask, positions, encoder's output and
 /// `num_logits_to_keep` are fed where the graph declares them; `use_cache_branch`, too, which merged decoders have. Floats are float32 or float16.
+/// Tokens may have a graph of their own, which embeds them.
 #[derive(Debug)]
 pub struct Decoder {
     session: Session,
     names: Names,
-    ids: TensorElementType,
+    embeddings: Option<Embeddings>,
+    /// Of the input: token ids, or their embeddings.
+    kind: TensorElementType,
     mask: Option<TensorElementType>,
     positions: Option<TensorElementType>,
     encoder: Option<TensorElementType>,
@@ -88,6 +94,13 @@ pub struct Decoder {
     /// Its rank, where it is declared.
     logits_to_keep: Option<usize>,
     past: Vec<Past>,
+}
+
+/// The graph that embeds tokens: ids to batch x count x D.
+#[derive(Debug)]
+struct Embeddings {
+    session: Session,
+    kind: TensorElementType,
 }
 
 #[derive(Debug)]
@@ -118,7 +131,7 @@ struct Cached {
 }
 
 impl Sequences {
-    /// Tokens of each sequence so far.
+    /// Tokens of each sequence so far, and embeddings that were put in their place.
     pub fn length(&self) -> usize {
         self.length
     }
@@ -140,19 +153,20 @@ impl Sequences {
 }
 
 impl Decoder {
-    /// Reads a decoder; one without a cache, or with an input that is not known, is refused.
-    pub fn load(file: &Path, names: &Names, args: &EngineArgs) -> Result<Self, Error> {
+    /// Reads a decoder, and the graph that embeds its tokens where it takes embeddings; one without a cache, or with an input that is not known, is refused.
+    pub fn load(file: &Path, embeddings: Option<&Path>, names: &Names, args: &EngineArgs) -> Result<Self, Error> {
         const PAIR: &str =
             "of the pair decoder_model.onnx and decoder_with_past_model.onnx neither is enough alone: use decoder_model_merged.onnx, which is both";
         let session = runtime::session(file, args)?;
         let kind = |name: &str| session.inputs().iter().find(|input| input.name() == name).and_then(|input| input.dtype().tensor_type());
-        let ids = kind(&names.input_ids).ok_or_else(|| Error::file(file, format!("not a text decoder: no input named {}", names.input_ids)))?;
+        let input = if embeddings.is_some() { &names.inputs_embeds } else { &names.input_ids };
+        let tokens = kind(input).ok_or_else(|| Error::file(file, format!("not a text decoder: no input named {input}")))?;
         if !session.outputs().iter().any(|output| output.name() == names.logits) {
             return Err(Error::file(file, format!("not a text decoder: no output named {}", names.logits)));
         }
         let (mask, positions, encoder) = (kind(&names.attention_mask), kind(&names.position_ids), kind(&names.encoder_hidden_states));
         let branch = kind(USE_CACHE_BRANCH).is_some();
-        let fed = [&names.input_ids, &names.attention_mask, &names.position_ids, &names.encoder_hidden_states];
+        let fed = [input, &names.attention_mask, &names.position_ids, &names.encoder_hidden_states];
         let (mut past, mut logits_to_keep) = (Vec::new(), None);
         for input in session.inputs() {
             let (name, shape) = (input.name(), input.dtype().tensor_shape().map(|shape| shape.to_vec()));
@@ -171,7 +185,8 @@ impl Decoder {
         if past.iter().any(|past| past.cross) && !branch {
             return Err(Error::file(file, format!("a decoder for all tokens but the first (no input {USE_CACHE_BRANCH}): {PAIR}")));
         }
-        Ok(Self { session, names: names.clone(), ids, mask, positions, encoder, branch, logits_to_keep, past })
+        let embeddings = embeddings.map(|file| Embeddings::load(file, names, args)).transpose()?;
+        Ok(Self { session, names: names.clone(), embeddings, kind: tokens, mask, positions, encoder, branch, logits_to_keep, past })
     }
 
     /// Sequences that have no tokens yet.
@@ -186,16 +201,39 @@ impl Decoder {
         Ok(Sequences { length: 0, past: self.past.iter().map(empty).collect::<Result<_, Error>>()?, origins: (0..batch).collect() })
     }
 
+    /// Whether it takes embeddings, which need not be those of tokens.
+    pub fn takes_embeddings(&self) -> bool {
+        self.embeddings.is_some()
+    }
+
+    /// Appends to each sequence what no tokens stand for, batch x T x D, such as a picture. The decoder must take embeddings.
+    pub fn append_embeddings(&mut self, sequences: &mut Sequences, embeddings: &DynValue) -> Result<(), Error> {
+        let count = match embeddings.dtype().tensor_shape().map(|shape| shape.to_vec()).as_deref() {
+            Some([batch, count, _]) if *batch as usize == sequences.origins.len() => *count as usize,
+            other => return Err(Error::Run(format!("embeddings of the shape {other:?} for {} sequences", sequences.origins.len()))),
+        };
+        self.run(sequences, count, cast(embeddings, self.kind)?, None).map(drop)
+    }
+
     /// Appends tokens to each sequence, `batch` x `count` of them row by row, and gives the logits after the last: `batch` rows of one
     /// value a token of the vocabulary. `encoder` is what the text is about, `batch` x T x D, where the decoder attends to something.
     pub fn append(&mut self, sequences: &mut Sequences, tokens: &[u32], encoder: Option<&DynValue>) -> Result<Vec<Vec<f32>>, Error> {
         let batch = sequences.origins.len();
-        let count = tokens.len() / batch.max(1);
+        let shape = [batch, tokens.len() / batch.max(1)];
+        let Some(embeddings) = &mut self.embeddings else {
+            return self.run(sequences, shape[1], ids_tensor(self.kind, shape, tokens)?, encoder);
+        };
+        let embedded = embeddings.of(&self.names, shape, tokens)?;
+        self.run(sequences, shape[1], cast(&embedded, self.kind)?, encoder)
+    }
+
+    fn run(&mut self, sequences: &mut Sequences, count: usize, input: SessionInputValue<'_>, encoder: Option<&DynValue>) -> Result<Vec<Vec<f32>>, Error> {
+        let batch = sequences.origins.len();
         let first = sequences.length == 0;
         let total = sequences.length + count;
         let mut inputs: Vec<(Cow<'_, str>, SessionInputValue<'_>)> = Vec::with_capacity(self.past.len() + 6);
         let mut feed = |name: &'_ str, value| inputs.push((name.to_owned().into(), value));
-        feed(&self.names.input_ids, ids_tensor(self.ids, [batch, count], tokens)?);
+        feed(if self.embeddings.is_some() { &self.names.inputs_embeds } else { &self.names.input_ids }, input);
         if let Some(kind) = self.mask {
             feed(&self.names.attention_mask, ids_tensor(kind, [batch, total], &vec![1; batch * total])?);
         }
@@ -230,6 +268,23 @@ impl Decoder {
             ref other => return Err(Error::Run(format!("{} has the shape {other:?}, not [{batch}, tokens, vocabulary]", self.names.logits))),
         };
         Ok(logits.chunks_exact(rows * vocabulary).map(|sequence| sequence[(rows - 1) * vocabulary..].to_vec()).collect())
+    }
+}
+
+impl Embeddings {
+    fn load(file: &Path, names: &Names, args: &EngineArgs) -> Result<Self, Error> {
+        let session = runtime::session(file, args)?;
+        let kind = input_kind(&session, &names.input_ids).map(|(kind, _)| kind);
+        let kind = kind.ok_or_else(|| Error::file(file, format!("embeds no tokens: no input named {}", names.input_ids)))?;
+        if !session.outputs().iter().any(|output| output.name() == names.inputs_embeds) {
+            return Err(Error::file(file, format!("embeds no tokens: no output named {}", names.inputs_embeds)));
+        }
+        Ok(Self { session, kind })
+    }
+
+    fn of(&mut self, names: &Names, shape: [usize; 2], tokens: &[u32]) -> Result<DynValue, Error> {
+        let mut outputs = self.session.run(vec![(names.input_ids.as_str(), ids_tensor(self.kind, shape, tokens)?)])?;
+        outputs.remove(&names.inputs_embeds).ok_or_else(|| Error::Run(format!("no output {}", names.inputs_embeds)))
     }
 }
 

@@ -11,7 +11,6 @@ use dnd_mesh::{
     args::ServeArgs,
     program,
     server::{self, Services},
-    telemetry,
 };
 
 use crate::{Error, runtime::EngineArgs};
@@ -35,7 +34,6 @@ pub fn run<M: Send + Sync + 'static>(
     load: impl FnOnce(&Path, &EngineArgs) -> Result<M, Error> + Send + 'static,
 ) -> Result<(), Box<dyn StdError + Send + Sync>> {
     let ModelServiceArgs { model, engine, serve } = args;
-    telemetry::init(&serve.log);
     let slot = Slot::default();
     let services = add_to(Services::default(), slot.clone());
     program::run(server::serve(&serve, services, move || load(&model, &engine).map(|loaded| slot.fill(loaded))))??;

@@ -6,8 +6,8 @@ mod fake;
 
 use std::env;
 
-use dnd_gateway::{GatewayArgs, serve};
-use dnd_mesh::args::ServeArgs;
+use dnd_gateway::{GatewayArgs, MAX_UPLOAD_MIB, serve};
+use dnd_mesh::args::TlsArgs;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -16,7 +16,7 @@ async fn main() -> anyhow::Result<()> {
     let units = args.next().map_or(Ok(26_000), |units| units.parse())?;
     let port_file = args.next().map(Into::into);
     let mesh = fake::start(units)?;
-    let serve_args = ServeArgs { listen, grace: 1, log: "info".to_owned(), port_file };
-    serve(&serve_args, &GatewayArgs::default(), mesh.channel()).await?;
+    let args = GatewayArgs { listen, grace: 1, port_file, tls: TlsArgs::default(), max_upload_mib: MAX_UPLOAD_MIB };
+    serve(&args, mesh.channel().into()).await?;
     Ok(())
 }

@@ -11,7 +11,6 @@ use dnd_mesh::{
     blobs::{self, Blobs},
     program,
     server::{self, Services},
-    telemetry,
 };
 use dnd_onnx::{
     Error,
@@ -41,7 +40,6 @@ fn main() -> Result<()> {
 
 async fn run(args: Args) -> Result<()> {
     let Args { data, engine, options, serve } = args;
-    telemetry::init(&serve.log);
     let blobs = match &data {
         Some(folder) => Blobs::open(folder).with_context(|| format!("can't keep uploads in {}", folder.display()))?,
         None => Blobs::temporary().context("can't make a folder for uploads")?,

@@ -2,6 +2,7 @@
 
 mod crop;
 mod probe;
+mod shards;
 
 use std::sync::Arc;
 
@@ -9,8 +10,8 @@ use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, Slot, blobs, items, parameters, server:
 use dnd_onnx::preprocessing::doubts;
 use dnd_proto::v1::{
     self as proto, ActivateRequest, ActivateResponse, ActivationServiceGetModelRequest, ActivationServiceGetModelResponse, CropRequest, CropResponse,
-    DescribeTargetRequest, DescribeTargetResponse, LayerUnits, PictureActivations, ProbeRequest, ProbeResponse, ReadPicturesRequest, ReadPicturesResponse,
-    activate_request, activate_response,
+    DescribeTargetRequest, DescribeTargetResponse, LayerUnits, ListShardsRequest, ListShardsResponse, PictureActivations, ProbeRequest, ProbeResponse,
+    ReadPicturesRequest, ReadPicturesResponse, activate_request, activate_response,
     activation_service_server::{ActivationService, ActivationServiceServer},
     read_pictures_response,
 };
@@ -50,6 +51,13 @@ impl ActivationService for Server {
             preprocessing_source,
             warnings: doubts(&described.preprocessing),
         }))
+    }
+
+    type ListShardsStream = items::Responses<ListShardsResponse>;
+
+    async fn list_shards(&self, request: Request<ListShardsRequest>) -> Result<Response<Self::ListShardsStream>, Status> {
+        let stream = shards::list(self.0.get()?, request.into_inner()).await?;
+        Ok(Response::new(stream))
     }
 
     type ProbeStream = items::Responses<ProbeResponse>;

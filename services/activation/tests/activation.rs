@@ -17,14 +17,15 @@ use dnd_onnx::{
     runtime::EngineArgs,
 };
 use dnd_proto::v1::{
-    self as proto, ActivatePicture, ActivateRequest, ActivateSetup, CropRequest, DescribeTargetRequest, LayerUnits, ListedPicture, PictureList, ProbeRequest,
-    ProbeTotal, ProbedUnit, ProbingSet, ProbingSource, ReadPicturesRequest, SkippedPicture, Summary, Target, activate_request, activate_response,
-    activation_service_client::ActivationServiceClient, crop_response, probe_response::Event, probing_source::Source, read_pictures_response,
+    self as proto, ActivatePicture, ActivateRequest, ActivateSetup, CropRequest, DescribeTargetRequest, LayerUnits, ListShardsRequest, ListedPicture,
+    PictureList, ProbeRequest, ProbeTotal, ProbedUnit, ProbingSet, ProbingShard, ProbingSource, ReadPicturesRequest, SkippedPicture, Summary, Target,
+    activate_request, activate_response, activation_service_client::ActivationServiceClient, crop_response, probe_response::Event, probing_source::Source,
+    read_pictures_response,
 };
 use dnd_testing::{pictures, sketch, write_pictures};
 use futures::{StreamExt as _, stream};
 use prost::Message as _;
-use tonic::{Code, transport::Channel};
+use tonic::{Code, Status, transport::Channel};
 
 struct Service {
     client: ActivationServiceClient<Channel>,
@@ -62,11 +63,16 @@ struct Probed {
 }
 
 async fn probe(service: &mut Service, set: ProbingSet, layers: Vec<LayerUnits>, summary: Summary) -> Probed {
-    let request = ProbeRequest { target: Some(target("planted")), probing_set: Some(set), layers, summary: summary.into(), top: Some(5), ..Default::default() };
-    let mut events = service.client.probe(request).await.unwrap().into_inner();
+    run(service, ProbeRequest { probing_set: Some(set), layers, summary: summary.into(), ..Default::default() }).await.unwrap()
+}
+
+/// A pass over the planted network that keeps five pictures a unit.
+async fn run(service: &mut Service, request: ProbeRequest) -> Result<Probed, Status> {
+    let request = ProbeRequest { target: Some(target("planted")), top: Some(5), ..request };
+    let mut events = service.client.probe(request).await?.into_inner();
     let mut probed = Probed::default();
     let mut done = 0;
-    while let Some(response) = events.message().await.unwrap() {
+    while let Some(response) = events.message().await? {
         match response.event.unwrap() {
             Event::Unit(unit) => probed.units.push(unit),
             Event::Skipped(skipped) => probed.skipped.push(skipped),
@@ -78,7 +84,13 @@ async fn probe(service: &mut Service, set: ProbingSet, layers: Vec<LayerUnits>, 
         }
     }
     probed.skipped.sort_by(|a, b| a.path.cmp(&b.path));
-    probed
+    Ok(probed)
+}
+
+async fn shards(service: &mut Service, set: ProbingSet, pictures: u32) -> Vec<ProbingShard> {
+    let request = ListShardsRequest { probing_set: Some(set), pictures_per_shard: Some(pictures) };
+    let listed = service.client.list_shards(request).await.unwrap().into_inner();
+    listed.map(|listed| listed.unwrap().shard.unwrap()).collect().await
 }
 
 async fn activations(service: &mut Service, pictures: &[Bytes], layers: Vec<LayerUnits>, summary: Summary) -> Vec<Option<Vec<f32>>> {
@@ -188,6 +200,72 @@ async fn bad_pictures_are_skipped_with_their_reason_and_equal_ones_count_once() 
     assert_eq!((probed.total.pictures, probed.total.duplicates, probed.total.skipped), (7, 1, 4));
     let paths: Vec<&str> = probed.units[0].top.iter().map(|top| top.path.as_str()).collect();
     assert!(!paths.contains(&pictures[0].0.as_str()), "of equal pictures the first path counts: {paths:?}");
+}
+
+#[tokio::test]
+async fn the_shards_of_a_set_are_together_the_set_and_each_is_known_by_its_contents() {
+    let pictures = pictures(20, 13);
+    let folder = tempfile::tempdir().unwrap();
+    write_pictures(folder.path(), &pictures);
+    let at = |name: &str| folder.path().join(name);
+    // What is equal or can't be used is so across shards and in one: the first and the last of the set are in shards of their own.
+    for name in ["0.png", "z1.png", "z2.png"] {
+        std::fs::write(at(name), &pictures[3].1).unwrap();
+    }
+    for name in ["00.png", "01.png", "y.png"] {
+        std::fs::write(at(name), "no picture").unwrap();
+    }
+    let (mut service, set, layers) = (start(4, 2, 64), set(folder.path()), vec![layer("colour", &[0, 4, 11]), layer("mixture", &[2])]);
+    let whole = probe(&mut service, set.clone(), layers.clone(), Summary::Mean).await;
+    assert_eq!((whole.total.pictures, whole.total.duplicates, whole.total.skipped), (20, 3, 3));
+    let request =
+        |shard: &ProbingShard| ProbeRequest { probing_set: Some(set.clone()), layers: layers.clone(), shard: Some(shard.clone()), ..Default::default() };
+    for size in [1, 7, 100] {
+        let mut together = Probed::default();
+        let mut next = 0;
+        for shard in shards(&mut service, set.clone(), size).await {
+            assert_eq!(shard.first, next);
+            next += shard.pictures;
+            let probed = run(&mut service, request(&shard)).await.unwrap();
+            let (sum, part) = (&mut together.total, probed.total);
+            *sum = ProbeTotal {
+                pictures: sum.pictures + part.pictures,
+                duplicates: sum.duplicates + part.duplicates,
+                skipped: sum.skipped + part.skipped,
+                rerun: 0,
+            };
+            together.skipped.extend(probed.skipped);
+            if together.units.is_empty() {
+                together.units = probed.units;
+                continue;
+            }
+            for (all, unit) in together.units.iter_mut().zip(probed.units) {
+                all.top.extend(unit.top);
+            }
+        }
+        assert_eq!(next, 26);
+        together.skipped.sort_by(|a, b| a.path.cmp(&b.path));
+        assert_eq!((&together.skipped, together.total), (&whole.skipped, whole.total));
+        for (all, unit) in together.units.iter_mut().zip(&whole.units) {
+            all.top.sort_by(|a, b| b.activation.total_cmp(&a.activation).then(a.index.cmp(&b.index)));
+            all.top.truncate(5);
+            assert_eq!(all.top, unit.top);
+        }
+    }
+
+    let before = shards(&mut service, set.clone(), 10).await;
+    assert_eq!(before, shards(&mut start(1, 1, 1), set.clone(), 10).await, "whoever lists them");
+    std::fs::write(at(&pictures[19].0), &pictures[0].1).unwrap();
+    let status = run(&mut service, request(&before[2])).await.unwrap_err();
+    assert_eq!(fault::reason_of(&status).as_deref(), Some("PROBING_SET_CHANGED"));
+    let after = shards(&mut service, set.clone(), 10).await;
+    assert_eq!(before[..2], after[..2], "shards without the changed picture are what they were");
+    assert_ne!(before[2].digest, after[2].digest);
+    run(&mut service, request(&after[2])).await.unwrap();
+    std::fs::remove_file(at("z2.png")).unwrap();
+    shards(&mut service, set.clone(), 10).await;
+    let status = run(&mut service, request(&after[2])).await.unwrap_err();
+    assert_eq!(fault::reason_of(&status).as_deref(), Some("PROBING_SET_CHANGED"), "fewer pictures than the shard has");
 }
 
 #[tokio::test]

@@ -66,11 +66,16 @@ impl Captioner {
             }
             ("clip", None) => return wrong("model_type is \"clip\": it chooses among concepts; name a file of them, one a line, with --concepts".to_owned()),
             ("blip", None) => Architecture::Blip,
+            ("blip-2", None) => Architecture::Blip2,
             ("vision-encoder-decoder", None) => Architecture::VisionEncoderDecoder,
-            ("blip" | "vision-encoder-decoder", Some(file)) => {
+            ("blip" | "blip-2" | "vision-encoder-decoder", Some(file)) => {
                 return wrong(format!("model_type is {model_type:?}, which writes its captions; --concepts {} is for one of type \"clip\"", file.display()));
             }
-            _ => return wrong(format!("model_type is {model_type:?}; captioners of type \"blip\", \"vision-encoder-decoder\" and \"clip\" can be loaded")),
+            _ => {
+                return wrong(format!(
+                    "model_type is {model_type:?}; captioners of type \"blip\", \"blip-2\", \"vision-encoder-decoder\" and \"clip\" can be loaded"
+                ));
+            }
         };
         let (generators, longest) = Generator::load(&opened, architecture, args)?;
         let limits = PictureLimits::default();

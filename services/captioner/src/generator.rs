@@ -1,4 +1,4 @@
-//! Captions that are written token by token: an encoder that sees, and a decoder that attends to what it saw.
+//! Captions that are written token by token: an encoder that sees, and a decoder that attends to what it saw or goes on from it.
 
 use dnd_mesh::{
     Fault,
@@ -27,13 +27,18 @@ use crate::{
 pub(crate) enum Architecture {
     /// BLIP: `vision_model.onnx` and `text_decoder_model.onnx`, as the project's recipe writes them.
     Blip,
+    /// BLIP-2, in transformers.js's layout of models whose texts begin with a picture: `vision_encoder.onnx`, `embed_tokens.onnx` and
+    /// `decoder_model_merged.onnx`.
+    Blip2,
     /// Any image encoder with any text decoder, as optimum and transformers.js write them: `encoder_model.onnx` and `decoder_model_merged.onnx`.
     VisionEncoderDecoder,
 }
 
 /// How a model's texts start and end, and how long they can be.
+#[derive(Clone)]
 struct Text {
-    start: u32,
+    /// The last is the start token; before it stands what counts as said already.
+    start: Vec<u32>,
     ends: Vec<u32>,
     longest: u32,
 }
@@ -55,6 +60,35 @@ struct BlipTextConfig {
 impl Default for BlipTextConfig {
     fn default() -> Self {
         Self { bos_token_id: 30522, sep_token_id: 102, max_position_embeddings: 512 }
+    }
+}
+
+#[derive(Deserialize)]
+struct Blip2Config {
+    image_token_index: u32,
+    #[serde(default = "Blip2Config::num_query_tokens")]
+    num_query_tokens: u32,
+    text_config: OptConfig,
+}
+
+impl Blip2Config {
+    fn num_query_tokens() -> u32 {
+        32
+    }
+}
+
+/// What a published configuration leaves out has OPT's value.
+#[derive(Deserialize)]
+#[serde(default)]
+struct OptConfig {
+    bos_token_id: u32,
+    eos_token_id: Ids,
+    max_position_embeddings: u32,
+}
+
+impl Default for OptConfig {
+    fn default() -> Self {
+        Self { bos_token_id: 2, eos_token_id: Ids::One(2), max_position_embeddings: 2048 }
     }
 }
 
@@ -87,31 +121,43 @@ enum Ids {
     Several(Vec<u32>),
 }
 
+impl Ids {
+    fn all(self) -> Vec<u32> {
+        match self {
+            Self::One(id) => vec![id],
+            Self::Several(ids) => ids,
+        }
+    }
+}
+
 impl Text {
     fn read(folder: &ModelFolder, architecture: Architecture) -> Result<Self, Error> {
+        let generation = || match folder.optional(&["generation_config.json"]) {
+            Some(_) => folder.json("generation configuration", "generation_config.json"),
+            None => Ok(Tokens::default()),
+        };
         match architecture {
             Architecture::Blip => {
                 // BLIP ends its texts with the separator whatever its eos_token_id is.
                 let BlipConfig { text_config: text } = folder.json("configuration", "config.json")?;
-                Ok(Self { start: text.bos_token_id, ends: vec![text.sep_token_id], longest: text.max_position_embeddings })
+                Ok(Self { start: vec![text.bos_token_id], ends: vec![text.sep_token_id], longest: text.max_position_embeddings })
+            }
+            Architecture::Blip2 => {
+                let Blip2Config { image_token_index, num_query_tokens, text_config: text } = folder.json("configuration", "config.json")?;
+                let ends = generation()?.eos_token_id.unwrap_or(text.eos_token_id).all();
+                // A repetition penalty is on the picture's token, too.
+                Ok(Self { start: vec![image_token_index, text.bos_token_id], ends, longest: text.max_position_embeddings.saturating_sub(num_query_tokens) })
             }
             Architecture::VisionEncoderDecoder => {
                 let config: EncoderDecoderConfig = folder.json("configuration", "config.json")?;
-                let generation: Tokens = match folder.optional(&["generation_config.json"]) {
-                    Some(_) => folder.json("generation configuration", "generation_config.json")?,
-                    None => Tokens::default(),
-                };
                 let longest = config.decoder.max_position_embeddings.or(config.decoder.n_positions).unwrap_or(1024);
                 // generation_config.json says it, else the model's configuration, else the decoder's.
-                let places = [generation, config.tokens, config.decoder.tokens];
+                let places = [generation()?, config.tokens, config.decoder.tokens];
                 let start = places.iter().find_map(|tokens| tokens.decoder_start_token_id).or_else(|| places.iter().find_map(|tokens| tokens.bos_token_id));
                 let ends = places.iter().find_map(|tokens| tokens.eos_token_id.clone());
                 let missing = |name: &str| Error::file(folder.root(), format!("no {name} in generation_config.json or config.json"));
-                let ends = match ends.ok_or_else(|| missing("eos_token_id"))? {
-                    Ids::One(id) => vec![id],
-                    Ids::Several(ids) => ids,
-                };
-                Ok(Self { start: start.ok_or_else(|| missing("decoder_start_token_id"))?, ends, longest })
+                let ends = ends.ok_or_else(|| missing("eos_token_id"))?.all();
+                Ok(Self { start: vec![start.ok_or_else(|| missing("decoder_start_token_id"))?], ends, longest })
             }
         }
     }
@@ -120,13 +166,14 @@ impl Text {
 /// The model on a thread of its own.
 pub(crate) struct Generator {
     vision: Session,
+    /// What the encoder calls its output: its states, which the decoder attends to, or the embeddings that the text goes on from.
+    seen: &'static str,
     /// The floats that the encoder takes.
     pixels: TensorElementType,
     decoder: Decoder,
     tokenizer: Tokenizer,
     pre: Preprocessor,
-    start: u32,
-    ends: Vec<u32>,
+    text: Text,
     /// Rows that the decoder runs together, unless one picture has more beams.
     rows: usize,
 }
@@ -138,8 +185,13 @@ impl Generator {
         let pre: PreprocessorConfig = folder.json("picture pre-processing", "preprocessor_config.json")?;
         let pre = pre.preprocessing().map_err(|problem| Error::file(folder.root().join("preprocessor_config.json"), problem))?;
         let pre = Preprocessor::new(&pre)?;
-        let (vision, decoder) = match architecture {
-            Architecture::Blip => (folder.graph("vision encoder", "vision_model")?, folder.graph("text decoder", "text_decoder_model")?),
+        let (encoder, embeddings, decoder) = match architecture {
+            Architecture::Blip => (folder.graph("vision encoder", "vision_model")?, None, folder.graph("text decoder", "text_decoder_model")?),
+            Architecture::Blip2 => (
+                folder.graph("vision encoder", "vision_encoder")?,
+                Some(folder.graph("token embeddings", "embed_tokens")?),
+                folder.graph("text decoder", "decoder_model_merged")?,
+            ),
             Architecture::VisionEncoderDecoder => {
                 let decoder = folder.graph("text decoder", "decoder_model_merged").map_err(|missing| match folder.graph("", "decoder_model") {
                     Ok(half) => Error::file(
@@ -148,23 +200,27 @@ impl Generator {
                     ),
                     Err(_) => missing,
                 })?;
-                (folder.graph("image encoder", "encoder_model")?, decoder)
+                (folder.graph("image encoder", "encoder_model")?, None, decoder)
             }
         };
         let tokenizer = Tokenizer::of(folder, "")?;
+        let seen = if embeddings.is_some() { "image_features" } else { "last_hidden_state" };
         let args = &args.for_model(folder.bytes()?);
         let mut generators = (0..args.session_count())
             .map(|_| {
-                let vision = runtime::session(&vision, args)?;
+                let vision = runtime::session(&encoder, args)?;
+                if !vision.outputs().iter().any(|output| output.name() == seen) {
+                    return Err(Error::file(&encoder, format!("not the image encoder of such a model: no output named {seen}")));
+                }
                 let pixels = vision.inputs().iter().find(|input| input.name() == "pixel_values").and_then(|input| input.dtype().tensor_type());
                 Ok(Self {
                     pixels: pixels.unwrap_or(TensorElementType::Float32),
                     vision,
-                    decoder: Decoder::load(&decoder, &Names::default(), args)?,
+                    seen,
+                    decoder: Decoder::load(&decoder, embeddings.as_deref(), &Names::default(), args)?,
                     tokenizer: tokenizer.clone(),
                     pre: pre.clone(),
-                    start: text.start,
-                    ends: text.ends.clone(),
+                    text: text.clone(),
                     rows: args.batch(),
                 })
             })
@@ -183,15 +239,23 @@ impl Generator {
         let (height, width) = self.pre.size();
         let pixels = float_tensor(self.pixels, &[count, 3, height, width], pixels)?;
         let mut outputs = self.vision.run(vec![("pixel_values", pixels)])?;
-        let mut seen = outputs.remove("last_hidden_state").ok_or_else(|| Error::Run("the vision encoder has no output last_hidden_state".to_owned()))?;
+        let seen = outputs.remove(self.seen).ok_or_else(|| Error::Run(format!("the vision encoder gave no {}", self.seen)))?;
         drop(outputs);
-
-        let mut searches: Vec<Result<Search, Error>> = (0..count).map(|_| Ok(Search::new(generation, self.start, &self.ends))).collect();
         let mut sequences = self.decoder.begin(count)?;
-        let (mut next, mut rows) = (vec![self.start; count], Vec::new());
+        // Either the text goes on from what is seen, or it attends to it.
+        let mut attended = if self.decoder.takes_embeddings() {
+            self.decoder.append_embeddings(&mut sequences, &seen)?;
+            None
+        } else {
+            Some(seen)
+        };
+
+        let Text { start, ends, .. } = &self.text;
+        let mut searches: Vec<Result<Search, Error>> = (0..count).map(|_| Ok(Search::new(generation, start, ends))).collect();
+        let (mut next, mut rows) = (start.last().map_or_else(Vec::new, |start| vec![*start; count]), Vec::new());
         loop {
             stop.check()?;
-            let logits = self.decoder.append(&mut sequences, &next, Some(&seen))?;
+            let logits = self.decoder.append(&mut sequences, &next, attended.as_ref())?;
             next.clear();
             rows.clear();
             let mut first = 0;
@@ -213,8 +277,10 @@ impl Generator {
             if rows.is_empty() {
                 break;
             }
-            if sequences.select(&rows)? {
-                seen = select_rows(&seen, &rows)?;
+            if sequences.select(&rows)?
+                && let Some(attended) = &mut attended
+            {
+                *attended = select_rows(attended, &rows)?;
             }
         }
         let caption = |search: Search| {

@@ -6,7 +6,7 @@ use clap::Parser;
 use dnd_captioner::{Captioner, CaptionerArgs, add_to};
 use dnd_onnx::service::{self, ModelServiceArgs};
 
-/// Captions pictures over gRPC with a model in ONNX: BLIP, a vision encoder with a text decoder, or CLIP over a fixed set of concepts.
+/// Captions pictures over gRPC with a model in ONNX: BLIP, BLIP-2, a vision encoder with a text decoder, or CLIP over a fixed set of concepts.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {

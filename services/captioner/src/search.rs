@@ -11,7 +11,7 @@ const OUT: f32 = -1e9;
 pub struct Generation {
     /// Tokens that may be generated, the end token counted.
     pub max_new_tokens: u32,
-    /// Length below which the caption may not end, the start token counted.
+    /// Length below which the caption may not end, the start token counted; a picture that the text goes on from is not.
     pub min_length: u32,
     /// Sequences that are kept at each step; 1 takes the likeliest token each time.
     pub num_beams: u32,
@@ -32,6 +32,8 @@ impl Default for Generation {
 #[derive(Debug)]
 pub(crate) struct Search {
     generation: Generation,
+    /// Tokens before the first that is generated.
+    start: usize,
     ends: Vec<u32>,
     running: Vec<Beam>,
     /// The best first, `num_beams` at most.
@@ -43,7 +45,7 @@ pub(crate) struct Search {
 pub(crate) struct Beam {
     /// The row, of those before the last step, that it goes on from.
     pub(crate) row: usize,
-    /// The start token and what was generated.
+    /// The start and what was generated.
     tokens: Vec<u32>,
     score: f32,
 }
@@ -63,9 +65,10 @@ impl Beam {
 }
 
 impl Search {
-    /// A search that begins with a token and ends at any of some.
-    pub(crate) fn new(generation: Generation, start: u32, ends: &[u32]) -> Self {
-        Self { generation, ends: ends.to_vec(), running: vec![Beam { row: 0, tokens: vec![start], score: 0.0 }], finished: Vec::new() }
+    /// A search that begins with some tokens, the last of which is the start token, and ends at any of others.
+    pub(crate) fn new(generation: Generation, start: &[u32], ends: &[u32]) -> Self {
+        let running = vec![Beam { row: 0, tokens: start.to_vec(), score: 0.0 }];
+        Self { generation, start: start.len(), ends: ends.to_vec(), running, finished: Vec::new() }
     }
 
     /// The sequences that go on, the best first; none once the search is over.
@@ -89,10 +92,10 @@ impl Search {
     /// The tokens of the best sequence, without start and end.
     pub(crate) fn best(self) -> Vec<u32> {
         let mut tokens = self.finished.into_iter().next().map(|beam| beam.tokens).unwrap_or_default();
-        if tokens.last().is_some_and(|last| self.ends.contains(last)) && tokens.len() > 1 {
+        tokens.drain(..self.start.min(tokens.len()));
+        if tokens.last().is_some_and(|last| self.ends.contains(last)) {
             tokens.pop();
         }
-        tokens.drain(..1.min(tokens.len()));
         tokens
     }
 
@@ -126,7 +129,7 @@ impl Search {
             })
             .collect();
 
-        let generated = next.first().map_or(0, |(beam, _)| beam.tokens.len() - 1);
+        let generated = next.first().map_or(0, |(beam, _)| beam.tokens.len() - self.start);
         let by_length = f64::from(generated as u32).powf(f64::from(self.generation.length_penalty)) as f32;
         // Of those that end, only the `beams` best of all count.
         let ended = next.iter().take(beams).filter(|(_, over)| *over).map(|(beam, _)| Beam { score: beam.score / by_length, ..beam.clone() });
@@ -143,7 +146,7 @@ impl Search {
     }
 
     fn is_over(&self, beam: &Beam) -> bool {
-        beam.tokens.len() > self.generation.max_new_tokens as usize || self.ends.contains(&beam.last())
+        beam.tokens.len() - self.start >= self.generation.max_new_tokens as usize || self.ends.contains(&beam.last())
     }
 
     /// Repetition penalty, then shortest length, as transformers orders them.
@@ -158,7 +161,7 @@ impl Search {
                 }
             }
         }
-        if tokens.len() < self.generation.min_length as usize {
+        if tokens.len() - self.start + 1 < self.generation.min_length as usize {
             for end in &self.ends {
                 if let Some(score) = scores.get_mut(*end as usize) {
                     *score = f32::NEG_INFINITY;
@@ -207,7 +210,7 @@ mod tests {
 
     /// Runs a search on logits that depend on the sequence so far.
     fn search(generation: Generation, logits: impl Fn(&[u32]) -> Vec<f32>) -> Vec<u32> {
-        let mut search = Search::new(generation, START, &[END]);
+        let mut search = Search::new(generation, &[START], &[END]);
         let mut rows = vec![vec![START]];
         while !rows.is_empty() {
             search.step(&rows.iter().map(|row| logits(row)).collect::<Vec<_>>()).unwrap();
@@ -235,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_token_that_is_there_is_penalised_once_whatever_its_score() {
-        let search = Search::new(Generation { repetition_penalty: 2.0, min_length: 0, ..Generation::default() }, START, &[END]);
+        let search = Search::new(Generation { repetition_penalty: 2.0, min_length: 0, ..Generation::default() }, &[START], &[END]);
         let mut scores = [8.0, -8.0, 3.0, -3.0];
         search.process(&[0, 3, 3, 0], &mut scores);
         assert_eq!(scores, [4.0, -8.0, 3.0, -6.0]);
@@ -254,7 +257,7 @@ mod tests {
 
     #[test]
     fn logits_that_are_not_numbers_are_an_error() {
-        let mut search = Search::new(Generation::default(), START, &[END]);
+        let mut search = Search::new(Generation::default(), &[START], &[END]);
         assert!(search.step(&[vec![0.0, f32::NAN, 0.0]]).unwrap_err().to_string().contains("NaN"));
     }
 }

@@ -218,10 +218,61 @@ fn a_model_of_another_kind_is_refused_with_what_would_be_right() {
     fs::write(folder.path().join("config.json"), r#"{"model_type": "git"}"#).unwrap();
     for concepts in [None, Some("words.txt")] {
         let error = refusal(folder.path(), concepts);
-        for known in ["\"git\"", "\"blip\"", "\"vision-encoder-decoder\"", "\"clip\""] {
+        for known in ["\"git\"", "\"blip\"", "\"blip-2\"", "\"vision-encoder-decoder\"", "\"clip\""] {
             assert!(error.contains(known), "{known}: {error}");
         }
     }
+}
+
+/// A tiny BLIP-2.
+fn blip2() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/blip2")
+}
+
+#[test]
+fn a_blip_2_with_a_part_missing_or_of_another_model_is_refused_by_the_name_of_the_part() {
+    let needed =
+        ["config.json", "preprocessor_config.json", "tokenizer.json", "onnx/vision_encoder.onnx", "onnx/embed_tokens.onnx", "onnx/decoder_model_merged.onnx"];
+    let folder = tempfile::tempdir().unwrap();
+    for missing in needed {
+        copy_without(&blip2(), &folder.path().join(missing), &[missing]);
+        let error = refusal(&folder.path().join(missing), None);
+        assert!(error.contains(&format!("looked for {missing}")), "{missing}: {error}");
+    }
+    // An encoder's output and embeddings of tokens may be what other models have in these places.
+    let (vision, embeddings, decoder) = ("onnx/vision_encoder.onnx", "onnx/embed_tokens.onnx", "onnx/decoder_model_merged.onnx");
+    for (place, other, told) in [
+        (vision, sketch("captioner/onnx/vision_model.onnx"), "vision_encoder.onnx: not the image encoder of such a model: no output named image_features"),
+        (embeddings, blip2().join(decoder), "embed_tokens.onnx: embeds no tokens: no input named input_ids"),
+        (embeddings, sketch("captioner/onnx/text_decoder_model.onnx"), "embed_tokens.onnx: embeds no tokens: no output named inputs_embeds"),
+        (decoder, sketch("captioner/onnx/text_decoder_model.onnx"), "decoder_model_merged.onnx: not a text decoder: no input named inputs_embeds"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        copy_without(&blip2(), folder.path(), &[place]);
+        fs::copy(other, folder.path().join(place)).unwrap();
+        let error = refusal(folder.path(), None);
+        assert!(error.contains(told), "{told:?} is not in: {error}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    copy_without(&blip2(), folder.path(), &[]);
+    let config = fs::read_to_string(blip2().join("config.json")).unwrap();
+    fs::write(folder.path().join("config.json"), config.replace("image_token_index", "image_token")).unwrap();
+    let error = refusal(folder.path(), None);
+    assert!(error.contains("config.json") && error.contains("image_token_index"), "{error}");
+}
+
+#[tokio::test]
+async fn the_picture_takes_its_part_of_the_longest_text_of_a_blip_2() {
+    let captioner = Captioner::load(&blip2(), &CaptionerArgs::default(), &EngineArgs::sized(1, 1)).unwrap();
+    assert_eq!(captioner.model().layout, "blip-2");
+    let picture = pictures(1, 3).remove(0).1;
+    // Its texts have 48 positions, and a picture is 4 of them.
+    let caption = |max_new_tokens| {
+        captioner.caption(Picture { bytes: picture.clone(), generation: Generation { max_new_tokens, min_length: 44, ..Generation::default() } })
+    };
+    assert!(caption(44).await.unwrap().token_ids.len() >= 43);
+    let fault = caption(45).await.unwrap_err().to_string();
+    assert!(fault.contains("44 tokens at most"), "{fault}");
 }
 
 /// The sketch captioner with its text decoder changed.

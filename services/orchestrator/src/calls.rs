@@ -1,28 +1,38 @@
 //! What the steps ask of the models. Every pure call is made once, whichever units, jobs and processes need it: results are kept.
 
 use std::{
+    collections::HashMap,
     future::ready,
     hash::Hash,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
-use dnd_mesh::{Fault, blobs::Blobs, fault, parameters};
+use dnd_mesh::{
+    Fault,
+    blobs::{self, Blobs},
+    fault, parameters,
+    retry::{Patience, is_away},
+};
 use dnd_method::{embedding::Embedding, parameters::Parameters};
 use dnd_proto::v1::{
     self as proto, ActivatePicture, ActivateRequest, ActivateSetup, Answer, CaptionRequest, CropRequest, DissectRequest, EmbedImagesRequest, EmbedTextsRequest,
-    GenerateRequest, JobAccepted, LayerUnits, Model, ProbeRequest, ProbeResponse, ProbingSet, Provenance, ReadPicturesRequest, Sampling, SimplifyRequest,
-    Stage, SummarizeRequest, Target, TopPicture, Usage, activate_request, activate_response, caption_response, crop_response, embed_images_response,
-    embed_texts_response, generate_response, read_pictures_response, simplify_response, summarize_response,
+    GenerateRequest, JobAccepted, LayerUnits, ListShardsRequest, ListShardsResponse, Model, ProbeRequest, ProbeResponse, ProbingSet, ProbingShard, Provenance,
+    ReadPicturesRequest, Sampling, SimplifyRequest, Stage, SummarizeRequest, Target, TopPicture, Usage, activate_request, activate_response, caption_response,
+    crop_response, embed_images_response, embed_texts_response, generate_response, read_pictures_response, simplify_response, summarize_response,
 };
 use futures::{StreamExt as _, stream};
+use prost::Message as _;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::time::{Duration, sleep};
 use tonic::{Code, Response, Status, Streaming};
 
 use crate::{
     memo::{Found, Memo},
-    models::Models,
+    models::{Models, passed_on},
+    probing::{ProbedShard, kept},
     progress::Progress,
     results::{Results as Kept, Shelf},
     steps::{Failure, looked_at},
@@ -32,16 +42,15 @@ use crate::{
 
 /// Items of one stream at most, so that load can move between replicas.
 const ITEMS: usize = 64;
-/// How often a call whose service is away is tried again without anything having come of it, and how long after the first time; twice as long after each
-/// further one, up to a bound. Together some seconds: enough for a service that is started anew at once; then the job pauses until it is there.
-const TRIES: u32 = 5;
-/// As [`TRIES`], where a mesh that was just started is waited for: together about a minute, in which a service loads its model.
+/// How often a call whose service is away is tried again: some seconds, enough for a service that is started anew at once. Then the job pauses until it is there.
+pub(crate) const TRIES: u32 = 5;
+/// As [`TRIES`], where a mesh that was just started is waited for: about a minute, in which a service loads its model.
 pub(crate) const TRIES_AT_FIRST: u32 = 12;
-const RETRY_AFTER: Duration = Duration::from_millis(250);
-const RETRY_AT_LAST_AFTER: Duration = Duration::from_secs(8);
 /// Results that are in memory for units that need them, too: texts and digests, embeddings, and activations by their number. All others are in the database.
 const KEPT: usize = 10_000;
 const KEPT_EMBEDDINGS: usize = 5_000;
+/// Crops are no two units', and no picture is cropped for a unit twice.
+const KEPT_CROPS: usize = 1_000;
 const KEPT_ACTIVATIONS: usize = 1 << 24;
 /// Reasons of the summarizer's that every further question would be answered with, too: the job waits for whoever can change that.
 const PAUSES_THE_JOB: [&str; 4] = ["LLM_BUDGET", "LLM_KEY", "LLM_NOT_FOUND", "LLM_QUOTA"];
@@ -55,7 +64,8 @@ pub(crate) struct Calls {
     target: Target,
     probing_set: ProbingSet,
     layers: Vec<LayerUnits>,
-    originals: Memo<u64, String>,
+    shards: Option<Shelf<ProbedShard>>,
+    crops: Memo<Cropped, Arc<[Crop]>>,
     captions: Memo<String, String>,
     simplified: Memo<String, Said>,
     summaries: Memo<Summary, Said>,
@@ -64,6 +74,9 @@ pub(crate) struct Calls {
     images: Memo<String, Arc<Embedding>>,
     texts: Memo<String, Arc<Embedding>>,
 }
+
+/// Of which unit's picture crops are: the layer, the unit, and the picture's digest.
+type Cropped = (String, u32, String);
 
 /// What a summary is asked of: which attempt it is, whether without the examples, and the descriptions.
 type Summary = (u32, bool, Vec<String>);
@@ -127,11 +140,29 @@ impl Said {
 }
 
 /// An attention crop, kept.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Crop {
-    /// Which of the pictures it is of.
-    pub(crate) picture: usize,
-    pub(crate) crop: proto::AttentionCrop,
+    pub(crate) digest: String,
+    /// Left, top, right and bottom in the original.
+    area: [u32; 4],
+    pub(crate) threshold: u32,
+    /// Its place among the picture's crops.
+    pub(crate) index: u32,
+    pub(crate) activation: f32,
+}
+
+impl Crop {
+    fn of(crop: &proto::AttentionCrop) -> Self {
+        let proto::Box { left, top, right, bottom } = crop.r#box.unwrap_or_default();
+        let proto::AttentionCrop { threshold, index, activation, .. } = *crop;
+        Self { digest: crop.digest.clone(), area: [left, top, right, bottom], threshold, index, activation }
+    }
+
+    /// Where in the original it was cut out.
+    pub(crate) fn area(&self) -> proto::Box {
+        let [left, top, right, bottom] = self.area;
+        proto::Box { left, top, right, bottom }
+    }
 }
 
 type Results<V> = Vec<Result<V, Failure>>;
@@ -153,14 +184,30 @@ impl Calls {
         let Work { parameters, target, probing_set, layers, provenance } = work;
         let units: usize = layers.iter().map(|layer| layer.units.len()).sum();
         let Parameters { seed, temperature, answer_max_new_tokens, num_inference_steps, guidance_scale, .. } = parameters;
+        let Parameters { crops_per_image, crop_iou, canvas_iou, canvas_side, .. } = parameters;
         let Parameters { caption_max_new_tokens, caption_min_length, summary, token_summary, .. } = parameters;
         let sampling = format!("seed {seed} temperature {temperature} max_new_tokens {answer_max_new_tokens}");
         let captioned = format!("max_new_tokens {caption_max_new_tokens} min_length {caption_min_length}");
         let drawn = format!("seed {seed} num_inference_steps {num_inference_steps} guidance_scale {guidance_scale}");
         let Provenance { target_digest, preprocessing, .. } = &provenance;
         let seen = format!("{target_digest} {preprocessing:?} {:?} {layers:?} {summary:?} {token_summary:?}", target.options);
+        // A network is cut and optimized for all the layers that are asked for together.
+        let names: Vec<&String> = layers.iter().map(|layer| &layer.layer).collect();
+        let cropped = format!(
+            "{target_digest} {preprocessing:?} {:?} {names:?} {summary:?} {token_summary:?} {crops_per_image} {crop_iou} {canvas_iou} {canvas_side}",
+            target.options
+        );
         let (summarizer, clip) = (provenance.summarizer.as_ref(), provenance.clip.as_ref());
         let (captioner, diffusion, activation) = (provenance.captioner.as_ref(), provenance.diffusion.as_ref(), provenance.activation.as_ref());
+        // A service skips pictures that are over its limits.
+        let limits = activation.and_then(|model| model.limits.as_ref()).map(|limits| (limits.picture_bytes, limits.picture_pixels));
+        let probed = format!("{seen} {limits:?} top {}", looked_at(&parameters));
+        let chunks = Arc::clone(&blobs);
+        let shards = Work::shelf(results, "probe 1", activation, &probed)
+            .map(|shelf| shelf.where_whole(move |shard: &ProbedShard| shard.chunks.iter().all(|chunk| chunks.path(chunk).is_some())));
+        let pictures = Arc::clone(&blobs);
+        let crops = Work::shelf(results, "crop 1", activation, &cropped)
+            .map(|shelf| shelf.where_whole(move |crops: &Arc<[Crop]>| crops.iter().all(|crop| pictures.path(&crop.digest).is_some())));
         let pictures = Arc::clone(&blobs);
         let drawings = Work::shelf(results, "draw 1", diffusion, &drawn).map(|shelf| {
             shelf.where_whole(move |drawing| match drawing {
@@ -172,7 +219,8 @@ impl Calls {
         let answers =
             |function: &str| Work::shelf(results, function, summarizer, &sampling).map(|shelf| shelf.where_whole(|said: &Said| matches!(said, Said::Text(_))));
         Self {
-            originals: Memo::new(KEPT, None),
+            shards,
+            crops: Memo::new(KEPT_CROPS, crops),
             captions: Memo::new(KEPT, Work::shelf(results, "caption 1", captioner, &captioned)),
             simplified: Memo::new(KEPT, answers("simplify 1")),
             summaries: Memo::new(KEPT, answers("summarize 1")),
@@ -198,30 +246,15 @@ impl Calls {
         &self.layers
     }
 
+    /// Has the language model asked anew about what it gave no usable answer to.
+    pub(crate) fn ask_anew(&self) {
+        self.simplified.forget_unusable();
+        self.summaries.forget_unusable();
+    }
+
     /// What the calls took so far.
     pub(crate) fn progress(&self) -> &Progress {
         &self.progress
-    }
-
-    /// Begins the probing pass of the job.
-    pub(crate) async fn probe(&self) -> Result<Streaming<ProbeResponse>, Status> {
-        let request = ProbeRequest {
-            target: Some(self.target.clone()),
-            probing_set: Some(self.probing_set.clone()),
-            layers: self.layers.clone(),
-            summary: parameters::summary(&self.parameters).into(),
-            token_summary: parameters::token_summary(&self.parameters).into(),
-            top: Some(looked_at(&self.parameters)),
-        };
-        let mut patience = Patience::of(TRIES);
-        loop {
-            let (mut client, request) = (self.models.activation.clone(), request.clone());
-            match self.with_uploads(client.probe(request).await).await {
-                Ok(messages) => return Ok(messages.into_inner()),
-                Err(status) if patience.wait_after(&status).await => {}
-                Err(status) => return Err(status),
-            }
-        }
     }
 
     /// Keeps a picture that was made here.
@@ -239,82 +272,150 @@ impl Calls {
         found.values
     }
 
-    /// Reads whole pictures of the probing set and keeps them; gives their digests.
-    pub(crate) async fn originals(&self, pictures: &[TopPicture]) -> Results<String> {
-        let keys: Vec<u64> = pictures.iter().map(|picture| picture.index).collect();
-        let make = |wanted: Vec<u64>| async move {
-            let asked: Vec<TopPicture> = wanted
-                .iter()
-                .filter_map(|index| pictures.iter().find(|picture| picture.index == *index))
-                .map(|picture| TopPicture { map: None, ..picture.clone() })
-                .collect();
-            let request = ReadPicturesRequest { probing_set: Some(self.probing_set.clone()), pictures: asked };
-            let call = || {
-                let (mut client, request) = (self.models.activation.clone(), request.clone());
-                async move { self.with_uploads(client.read_pictures(request).await).await }
-            };
-            let keep = |answer: proto::ReadPicturesResponse| async move {
-                let result = answered!(answer.result, read_pictures_response, Data(data) => self.keep(data).await);
-                Ok((answer.picture as usize, result))
-            };
-            let mut results: Results<String> = wanted.iter().map(|_| Err(Failure::empty())).collect();
-            match self.listed(call, keep).await {
-                Ok(read) => {
-                    for (place, result) in read {
-                        if let Some(place) = results.get_mut(place) {
-                            *place = result;
-                        }
-                    }
-                }
-                Err(failure) => results.fill(Err(failure)),
-            }
-            results
-        };
-        self.originals.get(&keys, make).await.values
+    /// Lists the probing set in shards of so many pictures.
+    pub(crate) async fn shards(&self, pictures: u32) -> Result<Vec<ListShardsResponse>, Fault> {
+        let call = || async { self.list_shards(Some(pictures)).await };
+        self.listed(call, ready).await.map_err(|status| passed_on("activation", &status))
     }
 
-    /// The attention crops of a unit, kept, in the order of its pictures; beside them the pictures that could not be cropped, and why.
-    pub(crate) async fn crops(&self, layer: &str, unit: u32, pictures: &[TopPicture]) -> Result<(Vec<Crop>, Vec<(usize, Failure)>), Failure> {
-        let Parameters { crops_per_image, crop_iou, canvas_iou, canvas_side, .. } = self.parameters;
-        if crops_per_image == 0 || pictures.iter().all(|picture| picture.map.is_none()) {
-            return Ok((Vec::new(), Vec::new()));
-        }
-        let request = CropRequest {
+    /// Checks that there is a probing set to list.
+    pub(crate) async fn check_probing_set(&self) -> Result<(), Fault> {
+        self.list_shards(None).await.map(drop).map_err(|status| passed_on("activation", &status))
+    }
+
+    async fn list_shards(&self, pictures_per_shard: Option<u32>) -> Result<Response<Streaming<ListShardsResponse>>, Status> {
+        let request = ListShardsRequest { probing_set: Some(self.probing_set.clone()), pictures_per_shard };
+        self.with_uploads(self.models.activation.clone().list_shards(request).await).await
+    }
+
+    /// Begins the pass over a shard.
+    pub(crate) async fn probe(&self, shard: ProbingShard) -> Result<Streaming<ProbeResponse>, Status> {
+        let request = ProbeRequest {
             target: Some(self.target.clone()),
             probing_set: Some(self.probing_set.clone()),
             layers: self.layers.clone(),
-            layer: layer.to_owned(),
-            unit,
             summary: parameters::summary(&self.parameters).into(),
             token_summary: parameters::token_summary(&self.parameters).into(),
-            pictures: pictures.to_vec(),
-            crops_per_image: Some(crops_per_image),
-            crop_iou: Some(crop_iou),
-            canvas_iou: Some(canvas_iou),
-            canvas_side: Some(canvas_side),
+            top: Some(looked_at(&self.parameters)),
+            shard: Some(shard),
         };
+        self.with_uploads(self.models.activation.clone().probe(request).await).await.map(Response::into_inner)
+    }
+
+    /// What an earlier pass over a shard found, if it is kept.
+    pub(crate) async fn kept_shard(&self, shard: &ProbingShard) -> Result<Option<ProbedShard>, Fault> {
+        let Some(shelf) = &self.shards else { return Ok(None) };
+        let key = shard.encode_to_vec();
+        Ok(shelf.find(&[&key]).await.map_err(|failure| kept(&failure))?.remove(&key))
+    }
+
+    /// Keeps what a pass over a shard found, and gives what is kept of it.
+    pub(crate) async fn keep_shard(&self, shard: &ProbingShard, probed: ProbedShard) -> Result<ProbedShard, Fault> {
+        let Some(shelf) = &self.shards else { return Ok(probed) };
+        shelf.keep(&shard.encode_to_vec(), probed).await.map_err(|failure| kept(&failure))
+    }
+
+    /// Keeps a chunk of what a pass found.
+    pub(crate) async fn keep_chunk(&self, chunk: Bytes) -> Result<String, Fault> {
+        self.blobs.put(chunk).await.map_err(blobs::storage)
+    }
+
+    /// A kept chunk, if it is there.
+    pub(crate) async fn chunk(&self, digest: &str) -> Result<Option<Bytes>, Fault> {
+        self.blobs.get(digest).await.map_err(blobs::storage)
+    }
+
+    /// Keeps whole pictures of the probing set; those that are not there yet are read.
+    pub(crate) async fn originals(&self, pictures: &[TopPicture]) -> Results<()> {
+        let missing: Vec<&TopPicture> = pictures.iter().filter(|picture| self.blobs.path(&picture.digest).is_none()).collect();
+        let mut failures = if missing.is_empty() { HashMap::new() } else { self.read(&missing).await };
+        pictures.iter().map(|picture| failures.remove(&picture.digest).map_or(Ok(()), Err)).collect()
+    }
+
+    /// Reads pictures and keeps them; gives what became of those that are not there then.
+    async fn read(&self, pictures: &[&TopPicture]) -> HashMap<String, Failure> {
+        let asked = pictures.iter().map(|picture| TopPicture { map: None, ..(*picture).clone() }).collect();
+        let request = ReadPicturesRequest { probing_set: Some(self.probing_set.clone()), pictures: asked };
         let call = || {
             let (mut client, request) = (self.models.activation.clone(), request.clone());
-            async move { self.with_uploads(client.crop(request).await).await }
+            async move { self.with_uploads(client.read_pictures(request).await).await }
         };
-        // Each crop is kept as it comes, and its picture let go.
-        let keep = |answer: proto::CropResponse| async move {
-            let result = answered!(answer.result, crop_response, Crop(crop) => {
-                self.keep(crop.picture.clone()).await?;
-                Ok(proto::AttentionCrop { picture: Bytes::new(), ..crop })
-            });
-            Ok((answer.picture as usize, result))
+        let keep = |answer: proto::ReadPicturesResponse| async move {
+            (answer.picture as usize, answered!(answer.result, read_pictures_response, Data(data) => self.keep(data).await.map(drop)))
         };
-        let (mut crops, mut failures) = (Vec::new(), Vec::new());
-        for (picture, result) in self.listed(call, keep).await? {
-            match result {
-                Ok(crop) => crops.push(Crop { picture, crop }),
-                Err(failure) => failures.push((picture, failure)),
-            }
+        let mut read: HashMap<usize, Result<(), Failure>> = match self.listed(call, keep).await {
+            Ok(read) => read.into_iter().collect(),
+            Err(status) => (0..pictures.len()).map(|place| (place, Err(Failure::of("activation", &status)))).collect(),
+        };
+        let failure =
+            |(place, picture): (usize, &&TopPicture)| Some((picture.digest.clone(), read.remove(&place).unwrap_or_else(|| Err(Failure::empty())).err()?));
+        pictures.iter().enumerate().filter_map(failure).collect()
+    }
+
+    /// The attention crops of a unit's pictures, kept, larger regions first. Only pictures with a map have some.
+    pub(crate) async fn crops(&self, layer: &str, unit: u32, pictures: &[TopPicture]) -> Results<Arc<[Crop]>> {
+        let Parameters { crops_per_image, crop_iou, canvas_iou, canvas_side, .. } = self.parameters;
+        if crops_per_image == 0 || pictures.iter().all(|picture| picture.map.is_none()) {
+            return pictures.iter().map(|_| Ok(Arc::default())).collect();
         }
-        crops.sort_by_key(|crop| (crop.picture, crop.crop.index));
-        self.progress.calls(Stage::Crop, crops.len() as u64, 0);
-        Ok((crops, failures))
+        let made = &AtomicU64::new(0);
+        let make = |wanted: Vec<Cropped>| async move {
+            let asked = wanted.iter().filter_map(|(.., digest)| pictures.iter().find(|picture| picture.digest == *digest)).cloned().collect();
+            let request = CropRequest {
+                target: Some(self.target.clone()),
+                probing_set: Some(self.probing_set.clone()),
+                layers: self.layers.clone(),
+                layer: layer.to_owned(),
+                unit,
+                summary: parameters::summary(&self.parameters).into(),
+                token_summary: parameters::token_summary(&self.parameters).into(),
+                pictures: asked,
+                crops_per_image: Some(crops_per_image),
+                crop_iou: Some(crop_iou),
+                canvas_iou: Some(canvas_iou),
+                canvas_side: Some(canvas_side),
+            };
+            let call = || {
+                let (mut client, request) = (self.models.activation.clone(), request.clone());
+                async move { self.with_uploads(client.crop(request).await).await }
+            };
+            // Each crop is kept as it comes, and its picture let go.
+            let keep = |answer: proto::CropResponse| async move {
+                let crop = answered!(answer.result, crop_response, Crop(crop) => self.keep(crop.picture.clone()).await.map(|_| Crop::of(&crop)));
+                (answer.picture as usize, crop)
+            };
+            let answers = match self.listed(call, keep).await {
+                Ok(answers) => answers,
+                Err(status) => return wanted.iter().map(|_| Err(Failure::of("activation", &status))).collect(),
+            };
+            made.fetch_add(answers.len() as u64, Ordering::Relaxed);
+            // A picture that is not mentioned has no salient region.
+            let mut crops: Vec<Result<Vec<Crop>, Failure>> = wanted.iter().map(|_| Ok(Vec::new())).collect();
+            for (place, answer) in answers {
+                let Some(place) = crops.get_mut(place) else { continue };
+                match (place.as_mut(), answer) {
+                    (Ok(crops), Ok(crop)) => crops.push(crop),
+                    (Ok(_), Err(failure)) => *place = Err(failure),
+                    (Err(_), _) => {}
+                }
+            }
+            let mut results = Vec::with_capacity(wanted.len());
+            for (cropped, crops) in wanted.iter().zip(crops) {
+                results.push(match crops {
+                    Ok(mut crops) => {
+                        crops.sort_by_key(|crop| crop.index);
+                        self.crops.keep(cropped, crops.into()).await
+                    }
+                    Err(failure) => Err(failure),
+                });
+            }
+            results
+        };
+        let keys: Vec<Cropped> = pictures.iter().map(|picture| (layer.to_owned(), unit, picture.digest.clone())).collect();
+        let crops = self.crops.get(&keys, make).await.values;
+        let (made, all) = (made.load(Ordering::Relaxed), crops.iter().flatten().map(|crops| crops.len() as u64).sum::<u64>());
+        self.progress.calls(Stage::Crop, made, all.saturating_sub(made));
+        crops
     }
 
     /// Captions of kept pictures.
@@ -504,10 +605,10 @@ impl Calls {
     }
 
     /// What is made of all messages of a call that streams answers to one request.
-    async fn listed<A, B, F, K>(&self, call: impl Fn() -> F, keep: impl Fn(A) -> K) -> Result<Vec<B>, Failure>
+    async fn listed<A, B, F, K>(&self, call: impl Fn() -> F, keep: impl Fn(A) -> K) -> Result<Vec<B>, Status>
     where
         F: Future<Output = Result<Response<Streaming<A>>, Status>>,
-        K: Future<Output = Result<B, Failure>>,
+        K: Future<Output = B>,
     {
         let mut patience = Patience::of(TRIES);
         loop {
@@ -520,9 +621,9 @@ impl Calls {
                 Ok::<_, Status>(())
             };
             match attempt.await {
-                Ok(()) => return kept.into_iter().collect(),
+                Ok(()) => return Ok(kept),
                 Err(status) if patience.wait_after(&status).await => {}
-                Err(status) => return Err(Failure::of("activation", &status)),
+                Err(status) => return Err(status),
             }
         }
     }
@@ -549,30 +650,6 @@ fn embedding_of(embedding: &proto::Embedding) -> Result<Arc<Embedding>, Failure>
     Embedding::new(&embedding.values).map(Arc::new).map_err(|e| Failure::new("embedding", e.to_string()).worth_another_try())
 }
 
-/// How long a call waits for a service that is away. All calls of models are pure: nothing that is tried again is done twice.
-struct Patience {
-    tries: u32,
-    after: Duration,
-}
-
-impl Patience {
-    fn of(tries: u32) -> Self {
-        Self { tries, after: RETRY_AFTER }
-    }
-
-    /// Waits if the failed call is worth another try, and gives whether it is.
-    async fn wait_after(&mut self, status: &Status) -> bool {
-        if self.tries == 0 || !is_away(status) {
-            return false;
-        }
-        tracing::warn!(%status, "a model service is away; trying again in {:?}", self.after);
-        sleep(self.after).await;
-        self.tries -= 1;
-        self.after = (2 * self.after).min(RETRY_AT_LAST_AFTER);
-        true
-    }
-}
-
 /// Makes a call again while its service is still loading its model, so often.
 pub(crate) async fn once_loaded<T, F: Future<Output = Result<T, Status>>>(tries: u32, call: impl Fn() -> F) -> Result<T, Status> {
     let mut patience = Patience::of(tries);
@@ -582,12 +659,6 @@ pub(crate) async fn once_loaded<T, F: Future<Output = Result<T, Status>>>(tries:
             answered => return answered,
         }
     }
-}
-
-/// Whether a status says that the service was not there, or not to the end. A broken connection has many codes, and never a reason of ours.
-pub(crate) fn is_away(status: &Status) -> bool {
-    let broken = matches!(status.code(), Code::Unknown | Code::Cancelled | Code::Internal) && fault::reason_of(status).is_none();
-    broken || matches!(status.code(), Code::Unavailable | Code::ResourceExhausted)
 }
 
 /// Sends items to a service over streams of a few, and gives each one's result in its place. `request` makes an item's message, when its turn comes;
@@ -655,15 +726,14 @@ impl Failure {
     /// Of a whole call of a service. One that is away holds up the whole job.
     pub(crate) fn of(service: &str, status: &Status) -> Self {
         let Self { reason, message, .. } = Self::status(status);
-        let message = format!("the {service} service: {message}");
-        let away = is_away(status).then(|| Pause { fault: Fault::new(Code::Unavailable, "SERVICE_AWAY", message.clone()), by_itself: true });
-        Self { pauses: away, ..Self::new(&reason, message).worth_another_try() }
+        let away = is_away(status).then(|| Pause { fault: passed_on(service, status), by_itself: true });
+        Self { pauses: away, ..Self::new(&reason, format!("the {service} service: {message}")).worth_another_try() }
     }
 
     /// Of what is kept here.
     pub(crate) fn storage(message: impl Into<String>) -> Self {
         let message = message.into();
-        let pause = Pause { fault: Fault::new(Code::Unavailable, "STORAGE", message.clone()), by_itself: true };
+        let pause = Pause { fault: Fault::new(Code::Internal, "STORAGE", message.clone()), by_itself: true };
         Self { pauses: Some(pause), ..Self::new("storage", message) }
     }
 

@@ -3,22 +3,27 @@
 use std::{
     collections::{HashMap, HashSet},
     num::NonZeroUsize,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use dnd_mesh::{Fault, blobs::Blobs};
 use dnd_proto::v1::{Model, ProbedUnit, Provenance, Stage, UnitResult, UnitState};
+use futures::StreamExt as _;
 use lru::LruCache;
 use tokio::{sync::OnceCell, task::JoinSet};
 use tokio_util::task::AbortOnDropHandle;
-use tonic::{Code, Status};
+use tonic::Code;
+use tracing::{Instrument as _, info_span};
 
 use crate::{
     calls::{Calls, Work},
-    models::{Models, SERVICES, passed_on},
-    probing::{Probed, Probing},
+    data::Data,
+    models::{Models, SERVICE_AWAY, SERVICES},
+    probing::{self, Probed, ProbingArgs},
     results::Results,
+    server::OrchestratorArgs,
     steps::{self, Course, Failure},
     store::{Claim, Lease, Passed, Pause, Store, StoreError},
 };
@@ -41,6 +46,7 @@ pub(crate) struct Engine {
     pub(crate) models: Models,
     pub(crate) blobs: Arc<Blobs>,
     pub(crate) results: Results,
+    pub(crate) probing: ProbingArgs,
     in_flight: NonZeroUsize,
     lease: Duration,
     /// The jobs that it works on, if it does not on all.
@@ -61,9 +67,20 @@ pub enum WorksOn {
 }
 
 impl Engine {
-    pub(crate) fn new(store: Store, models: Models, blobs: Arc<Blobs>, results: Results, in_flight: NonZeroUsize, lease: Duration, on: WorksOn) -> Self {
-        let asked = (on == WorksOn::AskedJobs).then(Mutex::default);
-        Self { store, models, blobs, results, in_flight, lease, asked, open: Mutex::new(LruCache::new(OPEN)) }
+    pub(crate) fn new(models: Models, data: Data, args: &OrchestratorArgs, works_on: WorksOn) -> Self {
+        let Data { blobs, database } = data;
+        let lease = Duration::from_secs(args.lease.get());
+        Self {
+            store: Store::new(database.clone(), lease),
+            models,
+            blobs,
+            results: Results::new(database),
+            probing: args.probing.clone(),
+            in_flight: args.units_in_flight,
+            lease,
+            asked: (works_on == WorksOn::AskedJobs).then(Mutex::default),
+            open: Mutex::new(LruCache::new(OPEN)),
+        }
     }
 
     /// Works on this job, too.
@@ -158,20 +175,21 @@ impl Engine {
             Err(shut) => return self.shut(lease, shut).await,
         };
         let since = Instant::now();
-        let status = match self.probe(lease, &calls).await {
+        let fault = match self.probe(lease, &calls).await {
             Ok(passed) => {
                 calls.progress().time(Stage::Probe, since);
                 return self.store.passed(lease, passed, calls.progress().take()).await;
             }
             Err(Unprobed::Store(error)) => return Err(error),
-            Err(Unprobed::Status(status)) => status,
+            Err(Unprobed::Pass(fault)) => fault,
         };
+        let tallies = calls.progress().take();
         // What is wrong with the request is so the next time, too.
-        let for_good = matches!(status.code(), Code::InvalidArgument | Code::FailedPrecondition | Code::NotFound | Code::OutOfRange);
-        match Failure::of("activation", &status).pauses {
-            Some(why) => self.store.pause(lease, &why, calls.progress().take()).await,
-            None if !for_good && lease.attempts + 1 < ATTEMPTS => self.store.again(lease, after(lease), calls.progress().take()).await,
-            None => self.store.fail(lease, &passed_on("activation", &status)).await,
+        let for_good = matches!(fault.code(), Code::InvalidArgument | Code::FailedPrecondition | Code::NotFound | Code::OutOfRange);
+        match fault.reason() {
+            SERVICE_AWAY | "STORAGE" => self.store.pause(lease, &Pause { fault, by_itself: true }, tallies).await,
+            _ if !for_good && lease.attempts + 1 < ATTEMPTS => self.store.again(lease, after(lease), tallies).await,
+            _ => self.store.fail(lease, &fault).await,
         }
     }
 
@@ -179,22 +197,24 @@ impl Engine {
     async fn probe(&self, lease: &Lease, calls: &Calls) -> Result<Passed, Unprobed> {
         let units = calls.layers().iter().flat_map(|of| of.units.iter().map(|unit| (of.layer.as_str(), *unit)));
         let places: HashMap<(&str, u32), i64> = units.zip(1..).collect();
-        let mut probing = Probing::begin(calls).await?;
+        let mut pass = pin!(probing::probe(calls, &self.probing));
+        let mut passed = Passed::default();
         let mut units: Vec<(i64, ProbedUnit)> = Vec::new();
-        while let Some(probed) = probing.next().await? {
-            match probed {
-                Probed::Progress(progress) => self.store.probing(lease, progress.done, progress.pictures).await?,
-                Probed::Unit(unit) => {
+        while let Some(event) = pass.next().await {
+            match passed.hear(event?, calls.parameters()) {
+                Some(Probed::Progress(progress)) => self.store.probing(lease, progress.done, progress.pictures).await?,
+                Some(Probed::Unit(unit)) => {
                     let place = places.get(&(unit.layer.as_str(), unit.unit)).copied();
                     units.extend(place.map(|place| (place, unit)));
                 }
+                None => {}
             }
             if units.len() >= PROBED {
                 self.store.probed(lease, &std::mem::take(&mut units)).await?;
             }
         }
         self.store.probed(lease, &units).await?;
-        Ok(probing.end())
+        Ok(passed)
     }
 
     async fn unit(&self, lease: Lease, probed: ProbedUnit) -> Result<(), StoreError> {
@@ -205,7 +225,9 @@ impl Engine {
         let course = Leased { store: self.store.clone(), lease: lease.clone(), calls: Arc::clone(&calls) };
         let named = UnitResult { layer: probed.layer.clone(), unit: probed.unit, ..Default::default() };
         // A task of its own, so that a panic in it fails the unit and nothing else.
-        let work = tokio::spawn(async move { steps::dissect(&course.calls, &course, &probed).await });
+        // Of a trace of its own: a unit is what one wants to see the way of.
+        let span = info_span!(parent: None, "unit", layer = probed.layer, unit = probed.unit, job = lease.job);
+        let work = tokio::spawn(async move { steps::dissect(&course.calls, &course, &probed).await }.instrument(span));
         let (result, failure) = AbortOnDropHandle::new(work).await.unwrap_or_else(|_| {
             let failure = Failure::new("internal", "the work on it panicked; the orchestrator's log has the details").worth_another_try();
             let Failure { reason, message, .. } = failure.clone();
@@ -214,7 +236,10 @@ impl Engine {
         let tallies = calls.progress().take();
         match failure {
             Some(Failure { pauses: Some(why), .. }) => self.store.pause(&lease, &why, tallies).await,
-            Some(failure) if failure.retry && lease.attempts + 1 < ATTEMPTS => self.store.again(&lease, after(&lease), tallies).await,
+            Some(failure) if failure.retry && lease.attempts + 1 < ATTEMPTS => {
+                calls.ask_anew();
+                self.store.again(&lease, after(&lease), tallies).await
+            }
             _ => self.store.finish(&lease, &result, tallies).await,
         }
     }
@@ -244,7 +269,7 @@ impl Engine {
     async fn look_up(&self, job: &str) -> Result<Work, Shut> {
         let (request, accepted) = self.store.work(job).await?.ok_or(StoreError::Lost)?;
         let models = self.models.models(0).await.map_err(|fault| {
-            let fault = Fault::new(Code::Unavailable, "SERVICE_AWAY", fault.to_string());
+            let fault = Fault::new(Code::Unavailable, SERVICE_AWAY, fault.to_string());
             Shut::Pause(Pause { fault, by_itself: true })
         })?;
         let Provenance { activation, captioner, summarizer, diffusion, clip, .. } = accepted.provenance.clone().unwrap_or_default();
@@ -284,13 +309,13 @@ impl From<StoreError> for Shut {
 
 /// Why a probing pass came to no end.
 enum Unprobed {
-    Status(Status),
+    Pass(Fault),
     Store(StoreError),
 }
 
-impl From<Status> for Unprobed {
-    fn from(status: Status) -> Self {
-        Self::Status(status)
+impl From<Fault> for Unprobed {
+    fn from(fault: Fault) -> Self {
+        Self::Pass(fault)
     }
 }
 

@@ -6,9 +6,10 @@ use anyhow::Result;
 use clap::Parser;
 use dnd_mesh::{
     args::ServeArgs,
-    blobs, program,
+    blobs,
+    channel::Dial,
+    program,
     server::{self, Services},
-    telemetry,
 };
 use dnd_orchestrator::{Data, DataArgs, Endpoints, Models, OrchestratorArgs, WorksOn};
 
@@ -32,10 +33,10 @@ fn main() -> Result<()> {
 
 async fn run(args: Args) -> Result<()> {
     let Args { endpoints, data, options, serve } = args;
-    telemetry::init(&serve.log);
     let data = Data::open(&data).await?;
     let services = blobs::add_to(Services::default(), Arc::clone(&data.blobs));
-    let services = dnd_orchestrator::add_to(services, Models::at(&endpoints)?, data, &options, WorksOn::AllJobs);
+    let models = Models::at(&endpoints, &Dial::open(&serve.tls, endpoints.token_file.as_deref())?)?;
+    let services = dnd_orchestrator::add_to(services, models, data, &options, WorksOn::AllJobs);
     server::serve(&serve, services, || Ok::<_, Infallible>(())).await?;
     Ok(())
 }

@@ -61,13 +61,7 @@ impl<K: Hash + Eq + Clone + Serialize, V: Clone + Serialize + DeserializeOwned> 
                 let results = self.kept_or_made(&claimed, &make, &mut made).await;
                 for ((key, sender), result) in claimed.into_iter().zip(senders).zip(results) {
                     match &result {
-                        Ok(value) => {
-                            let _ = sender.send(Some(value.clone()));
-                            // As the shelf has it: what can't be used is made again for whoever asks next.
-                            if self.shelf.as_ref().is_some_and(|shelf| !shelf.is_whole(value)) {
-                                self.lock().pop(&key);
-                            }
-                        }
+                        Ok(value) => drop(sender.send(Some(value.clone()))),
                         Err(_) => drop(self.lock().pop(&key)),
                     }
                     found.insert(key, result);
@@ -113,6 +107,15 @@ impl<K: Hash + Eq + Clone + Serialize, V: Clone + Serialize + DeserializeOwned> 
             Some(shelf) => shelf.keep(key, value).await,
             None => Ok(value),
         }
+    }
+
+    /// Forgets the values that the shelf would not give again: they are made anew.
+    pub(crate) fn forget_unusable(&self) {
+        let Some(shelf) = &self.shelf else { return };
+        let mut cells = self.lock();
+        let unusable = |cell: &watch::Receiver<Option<V>>| cell.borrow().as_ref().is_some_and(|value| !shelf.is_whole(value));
+        let keys: Vec<K> = cells.iter().filter(|(_, cell)| unusable(cell)).map(|(key, _)| key.clone()).collect();
+        keys.iter().for_each(|key| drop(cells.pop(key)));
     }
 
     fn claim(&self, keys: &[K], found: &HashMap<K, Result<V, Failure>>) -> Claimed<K, V> {

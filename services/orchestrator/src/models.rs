@@ -1,21 +1,23 @@
 //! Clients of the model services.
 
+use std::path::PathBuf;
+
 use clap::Args;
-use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, channel};
+use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, balance::Balanced, channel::Dial, retry::is_away};
 use dnd_proto::v1::{
     ActivationServiceGetModelRequest, CaptionServiceGetModelRequest, DiffusionServiceGetModelRequest, EmbeddingServiceGetModelRequest, Model,
     SummaryServiceGetModelRequest, activation_service_client::ActivationServiceClient, caption_service_client::CaptionServiceClient,
     diffusion_service_client::DiffusionServiceClient, embedding_service_client::EmbeddingServiceClient, summary_service_client::SummaryServiceClient,
     upload_service_client::UploadServiceClient,
 };
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status};
 
 use crate::calls::once_loaded;
 
-/// Where the model services are.
+/// Where the model services are. Each is a name, of which all addresses are used, or several with commas between them.
 #[derive(Debug, Clone, Args)]
 pub struct Endpoints {
-    /// The activation service, such as http://localhost:50052
+    /// The activation service, such as http://localhost:50052; of this and the others, all addresses that the name has are used, and there may be several names, with commas between them
     #[arg(long, env = "DND_ACTIVATION")]
     pub activation: String,
     /// The captioner
@@ -30,17 +32,20 @@ pub struct Endpoints {
     /// CLIP
     #[arg(long, env = "DND_CLIP")]
     pub clip: String,
+    /// File with the token that calls of them show
+    #[arg(long, env = "DND_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
 }
 
 /// A client of each model service.
 #[derive(Debug, Clone)]
 pub struct Models {
-    pub(crate) activation: ActivationServiceClient<Channel>,
-    pub(crate) uploads: UploadServiceClient<Channel>,
-    pub(crate) captioner: CaptionServiceClient<Channel>,
-    pub(crate) summarizer: SummaryServiceClient<Channel>,
-    pub(crate) diffusion: DiffusionServiceClient<Channel>,
-    pub(crate) clip: EmbeddingServiceClient<Channel>,
+    pub(crate) activation: ActivationServiceClient<Balanced>,
+    pub(crate) uploads: UploadServiceClient<Balanced>,
+    pub(crate) captioner: CaptionServiceClient<Balanced>,
+    pub(crate) summarizer: SummaryServiceClient<Balanced>,
+    pub(crate) diffusion: DiffusionServiceClient<Balanced>,
+    pub(crate) clip: EmbeddingServiceClient<Balanced>,
 }
 
 macro_rules! client {
@@ -51,18 +56,18 @@ macro_rules! client {
 
 impl Models {
     /// Clients that connect with their first call: the services may start later, and come back.
-    pub fn at(endpoints: &Endpoints) -> Result<Self, Fault> {
+    pub fn at(endpoints: &Endpoints, dial: &Dial) -> Result<Self, Fault> {
         Ok(Self::over(
-            channel::lazy(&endpoints.activation)?,
-            channel::lazy(&endpoints.captioner)?,
-            channel::lazy(&endpoints.summarizer)?,
-            channel::lazy(&endpoints.diffusion)?,
-            channel::lazy(&endpoints.clip)?,
+            dial.lazy(&endpoints.activation)?,
+            dial.lazy(&endpoints.captioner)?,
+            dial.lazy(&endpoints.summarizer)?,
+            dial.lazy(&endpoints.diffusion)?,
+            dial.lazy(&endpoints.clip)?,
         ))
     }
 
     /// Clients over channels.
-    pub fn over(activation: Channel, captioner: Channel, summarizer: Channel, diffusion: Channel, clip: Channel) -> Self {
+    pub fn over(activation: Balanced, captioner: Balanced, summarizer: Balanced, diffusion: Balanced, clip: Balanced) -> Self {
         Self {
             uploads: client!(UploadServiceClient, activation.clone()),
             activation: client!(ActivationServiceClient, activation),
@@ -102,12 +107,16 @@ impl Models {
     }
 }
 
+/// The reason of a fault of a service that is not there.
+pub(crate) const SERVICE_AWAY: &str = "SERVICE_AWAY";
+
 /// A fault of a model service, as the caller of this one should see it: with its own reason, and whose it is.
 pub(crate) fn passed_on(service: &str, status: &Status) -> Fault {
     let reason = dnd_mesh::fault::reason_of(status);
     match status.code() {
         // What is wrong with the request is the caller's to see as it is.
         Code::InvalidArgument | Code::FailedPrecondition | Code::NotFound => Fault::relayed(status),
+        _ if is_away(status) => Fault::new(Code::Unavailable, SERVICE_AWAY, format!("the {service} service: {}", status.message())),
         code => {
             Fault::new(code, "SERVICE_FAILED", format!("the {service} service{}: {}", reason.map(|r| format!(" ({r})")).unwrap_or_default(), status.message()))
         }

@@ -1,8 +1,8 @@
 //! SelectConcept: step 3 alone, which lives as long as its caller watches.
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc};
 
-use dnd_mesh::{Fault, blobs::Blobs, items, parameters};
+use dnd_mesh::{Fault, items, parameters};
 use dnd_method::answers;
 use dnd_proto::v1::{
     DissectRequest, JobAccepted, LayerUnits, ProbedUnit, ProbingSet, SelectConceptRequest, SelectConceptResponse, Stage, StageProgress, StoredImages,
@@ -17,10 +17,10 @@ use tonic::{Code, Status};
 use crate::{
     accept::accept,
     calls::{Calls, Work},
-    models::{Models, passed_on},
-    probing::{Probed, Probing},
-    results::Results,
+    engine::Engine,
+    probing::{self, Probed, ProbingArgs},
     steps::{self, Course, Failure},
+    store::Passed,
     uploads::not_uploaded,
 };
 
@@ -38,11 +38,13 @@ pub(crate) struct Selection {
     candidates: Vec<String>,
     /// Of an earlier result; without them the pictures are probed.
     stored: Option<StoredImages>,
+    probing: ProbingArgs,
 }
 
 impl Selection {
     /// Checks a request.
-    pub(crate) async fn check(models: &Models, blobs: &Arc<Blobs>, results: &Results, request: SelectConceptRequest) -> Result<Self, Fault> {
+    pub(crate) async fn check(engine: &Engine, request: SelectConceptRequest) -> Result<Self, Fault> {
+        let Engine { models, blobs, results, .. } = engine;
         let parameters = parameters::from_request(request.parameters.as_ref())?;
         if request.concepts.is_empty() || request.concepts.len() > MOST_CONCEPTS {
             return Err(Fault::field("concepts", format!("{} concepts; 1 to {MOST_CONCEPTS} can compete", request.concepts.len())));
@@ -69,7 +71,10 @@ impl Selection {
         accepted.job_id = uuid::Uuid::now_v7().to_string();
         let request = DissectRequest { target: request.target, probing_set: Some(probing_set.unwrap_or_else(ProbingSet::default)), ..Default::default() };
         let calls = Calls::new(models.clone(), Arc::clone(blobs), results, Work::of(request, accepted.clone())?);
-        Ok(Self { accepted, calls, candidates, stored })
+        if stored.is_none() {
+            calls.check_probing_set().await?;
+        }
+        Ok(Self { accepted, calls, candidates, stored, probing: engine.probing.clone() })
     }
 
     /// Begins the selection; it ends with the stream.
@@ -90,7 +95,7 @@ impl Selection {
     }
 
     async fn select(self, events: &Responses) -> Result<UnitResult, Fault> {
-        let Self { accepted, calls, candidates, stored } = self;
+        let Self { accepted, calls, candidates, stored, probing } = self;
         let [LayerUnits { layer, units }] = accepted.layers.as_slice() else { return Err(Fault::field("layer", "no such layer")) };
         let named = ProbedUnit { layer: layer.clone(), unit: units.first().copied().unwrap_or_default(), ..Default::default() };
         say(events, Event::Accepted(accepted)).await?;
@@ -98,7 +103,7 @@ impl Selection {
         let (mut unit, failure) = match stored {
             Some(images) => steps::select_stored(&calls, &course, &named, &candidates, images).await,
             None => {
-                let (probed, warnings) = probe(&calls, named, events).await?;
+                let (probed, warnings) = probe(&calls, &probing, named, events).await?;
                 let (mut unit, failure) = steps::select(&calls, &course, &probed, &candidates).await;
                 unit.warnings.splice(0..0, warnings);
                 (unit, failure)
@@ -111,19 +116,19 @@ impl Selection {
     }
 }
 
-async fn probe(calls: &Calls, mut unit: ProbedUnit, events: &Responses) -> Result<(ProbedUnit, Vec<String>), Fault> {
-    let passed_on = |status: Status| passed_on("activation", &status);
-    let mut probing = Probing::begin(calls).await.map_err(passed_on)?;
-    while let Some(probed) = probing.next().await.map_err(passed_on)? {
-        match probed {
-            Probed::Unit(probed) => unit = probed,
-            Probed::Progress(progress) => {
+async fn probe(calls: &Calls, args: &ProbingArgs, mut unit: ProbedUnit, events: &Responses) -> Result<(ProbedUnit, Vec<String>), Fault> {
+    let mut pass = pin!(probing::probe(calls, args));
+    let mut passed = Passed::default();
+    while let Some(event) = pass.next().await {
+        match passed.hear(event?, calls.parameters()) {
+            Some(Probed::Unit(probed)) => unit = probed,
+            Some(Probed::Progress(progress)) => {
                 let progress = StageProgress { stage: Stage::Probe.into(), done: progress.done, total: progress.pictures, usage: None };
                 say(events, Event::Progress(progress)).await?;
             }
+            None => {}
         }
     }
-    let passed = probing.end();
     for skipped in passed.skipped {
         say(events, Event::Skipped(skipped)).await?;
     }
@@ -145,5 +150,5 @@ async fn say(events: &Responses, event: Event) -> Result<(), Fault> {
 }
 
 fn gone() -> Fault {
-    Fault::new(Code::Cancelled, "CANCELLED", "the caller has gone")
+    Fault::new(Code::Cancelled, "CALLER_GONE", "the caller has gone")
 }

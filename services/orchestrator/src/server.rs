@@ -3,7 +3,6 @@
 use std::{
     num::{NonZeroU64, NonZeroUsize},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use clap::Args;
@@ -29,10 +28,11 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::{
     accept::{accept, describe},
+    calls::{Calls, Work},
     data::Data,
     engine::{Engine, WorksOn},
     models::Models,
-    results::Results,
+    probing::ProbingArgs,
     selection::Selection,
     store::{NewJob, Store, UnitFilter},
     uploads,
@@ -48,6 +48,9 @@ pub struct OrchestratorArgs {
     /// Seconds after which the work of an orchestrator that was stopped or killed is taken over by another one
     #[arg(long, env = "DND_LEASE", default_value_t = LEASE)]
     pub lease: NonZeroU64,
+    /// How probing sets are run.
+    #[command(flatten)]
+    pub probing: ProbingArgs,
 }
 
 const UNITS_IN_FLIGHT: NonZeroUsize = NonZeroUsize::new(8).expect("8 is not 0");
@@ -55,7 +58,7 @@ const LEASE: NonZeroU64 = NonZeroU64::new(10).expect("10 is not 0");
 
 impl Default for OrchestratorArgs {
     fn default() -> Self {
-        Self { units_in_flight: UNITS_IN_FLIGHT, lease: LEASE }
+        Self { units_in_flight: UNITS_IN_FLIGHT, lease: LEASE, probing: ProbingArgs::default() }
     }
 }
 
@@ -68,10 +71,7 @@ const USUAL_UNITS: u32 = 1_000;
 /// Adds the gRPC services of an orchestrator, which begins to work on jobs: it reads uploads from the data's blobs, whose service it needs too
 /// ([`dnd_mesh::blobs::add_to`]), and keeps its jobs and what they make in the data. Called on a runtime.
 pub fn add_to(services: Services, models: Models, data: Data, args: &OrchestratorArgs, works_on: WorksOn) -> Services {
-    let Data { blobs, database } = data;
-    let lease = Duration::from_secs(args.lease.get());
-    let store = Store::new(database.clone(), lease);
-    let engine = Arc::new(Engine::new(store, models, blobs, Results::new(database), args.units_in_flight, lease, works_on));
+    let engine = Arc::new(Engine::new(models, data, args, works_on));
     let mut tasks = JoinSet::new();
     if works_on != WorksOn::NoJobs {
         tasks.spawn(Arc::clone(&engine).run());
@@ -109,8 +109,10 @@ impl Orchestrator {
         }
         let parameters = parameters::from_request(request.parameters.as_ref())?;
         let set = request.probing_set.as_ref().ok_or_else(|| Fault::field("probing_set", "not set; say where the pictures are"))?;
-        let Engine { models, blobs, .. } = &*self.engine;
+        let Engine { models, blobs, results, .. } = &*self.engine;
         let mut accepted = accept(models, blobs, request.target.as_ref(), &request.layers, Some(set), &parameters).await?;
+        let work = Work::of(request.clone(), accepted.clone())?;
+        Calls::new(models.clone(), Arc::clone(blobs), results, work).check_probing_set().await?;
         let id = uuid::Uuid::now_v7().to_string();
         accepted.job_id.clone_from(&id);
         let new = NewJob { id, request, accepted };
@@ -264,8 +266,7 @@ impl DissectService for Orchestrator {
     type SelectConceptStream = items::Responses<SelectConceptResponse>;
 
     async fn select_concept(&self, request: Request<SelectConceptRequest>) -> Result<Response<Self::SelectConceptStream>, Status> {
-        let Engine { models, blobs, results, .. } = &*self.engine;
-        Ok(Response::new(Selection::check(models, blobs, results, request.into_inner()).await?.run()))
+        Ok(Response::new(Selection::check(&self.engine, request.into_inner()).await?.run()))
     }
 
     async fn describe_target(&self, request: Request<DissectServiceDescribeTargetRequest>) -> Result<Response<DissectServiceDescribeTargetResponse>, Status> {

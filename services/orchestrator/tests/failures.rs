@@ -18,13 +18,14 @@ use dnd_mesh::{
 };
 use dnd_orchestrator::{Data, DataArgs, Models, OrchestratorArgs, WorksOn, add_to};
 use dnd_proto::v1::{
-    self as proto, ActivateRequest, ActivateResponse, Answer, Caption, CaptionRequest, CaptionResponse, CropRequest, CropResponse, DescribeTargetRequest,
-    DescribeTargetResponse, DissectRequest, EmbedImagesRequest, EmbedImagesResponse, EmbedTextsRequest, EmbedTextsResponse, Embedding, GenerateRequest,
-    GenerateResponse, JobDone, JobPaused, LayerUnits, Model, Parameters, PictureActivations, ProbeRequest, ProbeResponse, ProbedUnit, ProbingSet,
-    ReadPicturesRequest, ReadPicturesResponse, SimplifyRequest, SimplifyResponse, SummarizeRequest, SummarizeResponse, Target, TopPicture, UnitResult,
-    UnitState, Usage, activate_request, activation_service_server as activation, caption_service_server as captioner, crop_response,
-    diffusion_service_server as diffusion, dissect_service_client::DissectServiceClient, embedding_service_server as clip, job_event::Event, probe_response,
-    read_pictures_response, summary_service_server as summarizer,
+    self as proto, ActivateRequest, ActivateResponse, ActivationMap, Answer, AttentionCrop, Caption, CaptionRequest, CaptionResponse, CropRequest,
+    CropResponse, DescribeTargetRequest, DescribeTargetResponse, DissectRequest, EmbedImagesRequest, EmbedImagesResponse, EmbedTextsRequest,
+    EmbedTextsResponse, Embedding, GenerateRequest, GenerateResponse, JobDone, JobPaused, LayerUnits, ListShardsRequest, ListShardsResponse, Model, Parameters,
+    PictureActivations, ProbeRequest, ProbeResponse, ProbeTotal, ProbedUnit, ProbingSet, ProbingShard, ReadPicturesRequest, ReadPicturesResponse,
+    SimplifyRequest, SimplifyResponse, SummarizeRequest, SummarizeResponse, Target, TopPicture, UnitResult, UnitState, Usage, activate_request,
+    activation_service_server as activation, caption_service_server as captioner, crop_response, diffusion_service_server as diffusion,
+    dissect_service_client::DissectServiceClient, embedding_service_server as clip, job_event::Event, probe_response, read_pictures_response,
+    summary_service_server as summarizer,
 };
 use futures::{StreamExt as _, stream};
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -39,6 +40,8 @@ struct Behaviour {
     caption: Option<Captions>,
     /// Whether each unit has top pictures of its own.
     own_pictures: bool,
+    /// Whether top pictures have activation maps, and with them a crop each.
+    crops: bool,
     /// By the request.
     summary: Option<fn(&SummarizeRequest) -> String>,
     simplified: Option<fn(&str) -> String>,
@@ -52,6 +55,9 @@ struct Behaviour {
     away: AtomicUsize,
     /// Times that the captioner says that its model is being loaded.
     loading: AtomicUsize,
+    probes: AtomicUsize,
+    cropped: AtomicUsize,
+    read: AtomicUsize,
     captions: AtomicUsize,
     drawings: AtomicUsize,
     runs: AtomicUsize,
@@ -89,30 +95,55 @@ impl activation::ActivationService for Fakes {
         Ok(Response::new(DescribeTargetResponse { digest: "d".repeat(64), found: request.into_inner().asked, ..Default::default() }))
     }
 
+    type ListShardsStream = items::Responses<ListShardsResponse>;
+
+    async fn list_shards(&self, _: Request<ListShardsRequest>) -> Result<Response<Self::ListShardsStream>, Status> {
+        let shard = ProbingShard { pictures: 3, digest: "5".repeat(64), ..Default::default() };
+        let listed = ListShardsResponse { shard: Some(shard), pictures: 3, unreadable: Vec::new() };
+        Ok(Response::new(Box::pin(stream::iter([Ok(listed)]))))
+    }
+
     type ProbeStream = items::Responses<ProbeResponse>;
 
     async fn probe(&self, request: Request<ProbeRequest>) -> Result<Response<Self::ProbeStream>, Status> {
         let request = request.into_inner();
+        self.0.probes.fetch_add(1, Ordering::Relaxed);
         let highest = u64::from(request.top.unwrap()).min(3);
         let units = request.layers.into_iter().flat_map(|layer| layer.units.into_iter().map(move |unit| (layer.layer.clone(), unit)));
         let first = |unit: u32| if self.0.own_pictures { highest * u64::from(unit) } else { 0 };
-        let tops = |unit: u32| (first(unit)..first(unit) + highest).map(top).collect();
-        let probed = units.map(|(layer, unit)| ProbedUnit { layer, unit, dead: unit == 99, top: tops(unit), ..Default::default() });
-        let events: Vec<_> = probed.map(|unit| Ok(ProbeResponse { event: Some(probe_response::Event::Unit(unit)) })).collect();
+        let map = self.0.crops.then(|| ActivationMap { height: 1, width: 1, values: vec![1.0] });
+        let tops = |unit: u32| (first(unit)..first(unit) + highest).map(|index| TopPicture { map: map.clone(), ..top(index) }).collect();
+        let probed = units.map(|(layer, unit)| ProbedUnit {
+            layer,
+            unit,
+            dead: unit == 99,
+            lowest: if unit == 99 { 10.0 } else { 8.0 },
+            highest: 10.0,
+            top: tops(unit),
+            ..Default::default()
+        });
+        let total = probe_response::Event::Total(ProbeTotal { pictures: 3, ..Default::default() });
+        let events: Vec<_> = probed.map(probe_response::Event::Unit).chain([total]).map(|event| Ok(ProbeResponse { event: Some(event) })).collect();
         Ok(Response::new(Box::pin(stream::iter(events))))
     }
 
     type CropStream = items::Responses<CropResponse>;
 
-    async fn crop(&self, _: Request<CropRequest>) -> Result<Response<Self::CropStream>, Status> {
-        let status = Fault::new(Code::NotFound, "PICTURE_GONE", "no crops here").into_item();
-        Ok(Response::new(Box::pin(stream::iter([Ok(CropResponse { picture: 0, result: Some(crop_response::Result::Status(status)) })]))))
+    async fn crop(&self, request: Request<CropRequest>) -> Result<Response<Self::CropStream>, Status> {
+        let crops = (0..).zip(request.into_inner().pictures).map(|(place, picture)| {
+            self.0.cropped.fetch_add(1, Ordering::Relaxed);
+            let cut_out = png(150 + picture.index as u8);
+            let crop = AttentionCrop { digest: blobs::digest(&cut_out), picture: cut_out, activation: 0.5, ..Default::default() };
+            Ok(CropResponse { picture: place, result: Some(crop_response::Result::Crop(crop)) })
+        });
+        Ok(Response::new(Box::pin(stream::iter(crops.collect::<Vec<_>>()))))
     }
 
     type ReadPicturesStream = items::Responses<ReadPicturesResponse>;
 
     async fn read_pictures(&self, request: Request<ReadPicturesRequest>) -> Result<Response<Self::ReadPicturesStream>, Status> {
         let read = (0..).zip(request.into_inner().pictures).map(|(place, picture)| {
+            self.0.read.fetch_add(1, Ordering::Relaxed);
             let data = png(picture.index as u8);
             Ok(ReadPicturesResponse { picture: place, result: Some(read_pictures_response::Result::Data(data)) })
         });
@@ -285,6 +316,16 @@ async fn run_with(behaviour: Behaviour, parameters: Parameters) -> (Vec<UnitResu
 
 /// As [`run`], whatever the job's end: the units as they were finished, and how it ended, or what it waits for.
 async fn run_to_the_end(behaviour: Behaviour, parameters: Parameters, args: OrchestratorArgs) -> (Vec<UnitResult>, Result<JobDone, JobPaused>, Arc<Behaviour>) {
+    run_over(&DataArgs::default(), behaviour, parameters, args).await
+}
+
+/// As [`run_to_the_end`], with what is kept there.
+async fn run_over(
+    data: &DataArgs,
+    behaviour: Behaviour,
+    parameters: Parameters,
+    args: OrchestratorArgs,
+) -> (Vec<UnitResult>, Result<JobDone, JobPaused>, Arc<Behaviour>) {
     let fakes = Fakes(Arc::new(behaviour));
     let services = Services::default()
         .with(activation::ActivationServiceServer::new(fakes.clone()))
@@ -293,8 +334,8 @@ async fn run_to_the_end(behaviour: Behaviour, parameters: Parameters, args: Orch
         .with(diffusion::DiffusionServiceServer::new(fakes.clone()))
         .with(clip::EmbeddingServiceServer::new(fakes.clone()));
     let models = InProcess::start(services);
-    let channel = || models.channel();
-    let data = Data::open(&DataArgs::default()).await.unwrap();
+    let channel = || models.channel().into();
+    let data = Data::open(data).await.unwrap();
     let orchestrator = add_to(Services::default(), Models::over(channel(), channel(), channel(), channel(), channel()), data, &args, WorksOn::AllJobs);
     let server = InProcess::start(orchestrator);
     let request = DissectRequest {
@@ -417,7 +458,7 @@ async fn a_budget_that_is_reached_pauses_the_job_and_what_is_finished_stays() {
             Err(Fault::new(Code::ResourceExhausted, "LLM_BUDGET", "the budget of 7 answers is reached"))
         }
     }
-    let one_by_one = OrchestratorArgs { units_in_flight: 1.try_into().unwrap(), ..Default::default() };
+    let one_by_one = OrchestratorArgs { units_in_flight: 1.try_into().unwrap(), ..OrchestratorArgs::default() };
     // No two units have a description in common.
     let told_apart = |picture: &[u8]| Ok(format!("a circle {}", blobs::digest(picture)));
     let behaviour = Behaviour { answer: Some(seven_answers), caption: Some(told_apart), own_pictures: true, ..Default::default() };
@@ -466,6 +507,34 @@ async fn a_service_that_is_still_loading_its_model_is_waited_for() {
     let (units, calls) = run(Behaviour { loading: AtomicUsize::new(2), ..Default::default() }).await;
     assert!(units.iter().all(|unit| unit.state() == UnitState::Labelled));
     assert_eq!(calls.loading.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn a_second_job_over_the_same_inputs_calls_no_model_and_reads_no_picture() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = DataArgs { data: Some(folder.path().to_owned()), ..Default::default() };
+    let one_by_one = || OrchestratorArgs { units_in_flight: 1.try_into().unwrap(), ..OrchestratorArgs::default() };
+    let mut results = Vec::new();
+    for expected in [[1, 9, 3, 6, 4, 4], [0; 6]] {
+        let (mut units, done, calls) = run_over(&data, Behaviour { crops: true, ..Default::default() }, Parameters::default(), one_by_one()).await;
+        assert_eq!(done.unwrap().pictures, 3);
+        let Behaviour { probes, cropped, read, captions, drawings, runs, .. } = &*calls;
+        assert_eq!([probes, cropped, read, captions, drawings, runs].map(|calls| calls.load(Ordering::Relaxed)), expected);
+        units.sort_by_key(|unit| unit.unit);
+        results.push(units);
+    }
+    assert_eq!(results[0], results[1]);
+    assert_eq!((results[0][0].crops.len(), results[0][0].images.len()), (3, 6));
+
+    // Without the pictures that it refers to what is kept counts for nothing: they are made again, those that units share once.
+    for file in std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path()).filter(|file| file.file_name().unwrap().len() == 64) {
+        std::fs::remove_file(file).unwrap();
+    }
+    let (mut units, _, calls) = run_over(&data, Behaviour { crops: true, ..Default::default() }, Parameters::default(), one_by_one()).await;
+    let Behaviour { probes, cropped, captions, .. } = &*calls;
+    assert_eq!([probes, cropped, captions].map(|calls| calls.load(Ordering::Relaxed)), [1, 3, 0]);
+    units.sort_by_key(|unit| unit.unit);
+    assert_eq!(units, results[0]);
 }
 
 #[tokio::test]

@@ -170,7 +170,7 @@ impl OnnxModel {
         let chat = ChatTemplate::read(&folder)?;
         let args = &args.for_model(folder.bytes()?);
         let mut runners = (0..args.session_count())
-            .map(|_| Ok(Runner { decoder: Decoder::load(&path, &names, args)?, ends: ends.clone() }))
+            .map(|_| Ok(Runner { decoder: Decoder::load(&path, None, &names, args)?, ends: ends.clone() }))
             .collect::<Result<Vec<_>, Error>>()?;
         for runner in &mut runners {
             runner

@@ -8,7 +8,6 @@ use dnd_mesh::{
     args::ServeArgs,
     program,
     server::{self, Services},
-    telemetry,
 };
 use dnd_onnx::runtime::EngineArgs;
 use dnd_summarizer::{LlmArgs, Summarizer, add_to};
@@ -30,7 +29,6 @@ struct Args {
 
 fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let Args { model, engine, serve, llm } = Args::parse();
-    telemetry::init(&serve.log);
     let slot = Slot::default();
     let services = add_to(Services::default(), slot.clone());
     let load = move || Summarizer::open(&model.unwrap_or_default(), &engine, &llm).map(|loaded| slot.fill(loaded));

@@ -89,7 +89,7 @@ async fn a_public_language_model_answers_as_in_transformers() {
     let bytes = fs::read(folder().join("logits.f32")).unwrap();
     let expected: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
     let vocabulary = expected.len() / goldens.len();
-    let mut decoder = Decoder::load(&model.join("onnx/model.onnx"), &Names::default(), &args).unwrap();
+    let mut decoder = Decoder::load(&model.join("onnx/model.onnx"), None, &Names::default(), &args).unwrap();
     let mut logits = Vec::new();
     for golden in &goldens {
         let mut sequences = decoder.begin(1).unwrap();

@@ -293,6 +293,18 @@ async fn what_would_fail_again_is_not_tried_again_and_is_said_with_the_endpoints
 }
 
 #[tokio::test]
+async fn a_newer_model_that_refuses_max_tokens_is_asked_as_it_wants_and_only_once_in_vain() {
+    let message = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.";
+    let (server, log) = endpoint([fails(400, &json!({"error": {"message": message, "param": "max_tokens", "code": "unsupported_parameter"}}))]);
+    let mut service = Service::start(args(&server)).await;
+    for _ in 0..2 {
+        assert_eq!(service.summarize(vec![question(0)]).await.remove(0).unwrap().text, "Red circles");
+    }
+    let asked: Vec<_> = (0..log.count()).map(|n| log.question(n).1).map(|body| (body["max_tokens"].clone(), body["max_completion_tokens"].clone())).collect();
+    assert_eq!(asked, [(json!(32), Value::Null), (Value::Null, json!(32)), (Value::Null, json!(32))]);
+}
+
+#[tokio::test]
 async fn an_answer_without_end_is_not_read_to_its_end() {
     let (server, log) = endpoint([Reply::Long(64 << 20)]);
     let answer = Service::start(LlmArgs { llm_timeout: 20, ..args(&server) }).await.ask().await;

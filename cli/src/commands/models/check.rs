@@ -82,17 +82,22 @@ impl Kind {
             // Captions out of a fixed set of concepts.
             Self::Captioner if model_type(folder).as_deref() == Some("clip") => Self::Clip.needs(folder),
             Self::Captioner => {
-                let (vision, text): (Need, Need) = match model_type(folder).as_deref() {
-                    Some("vision-encoder-decoder") => (
+                let graphs: &[Need] = match model_type(folder).as_deref() {
+                    Some("blip-2") => &[
+                        ("vision encoder", &["onnx/vision_encoder*.onnx", "vision_encoder*.onnx"]),
+                        ("token embeddings", &["onnx/embed_tokens*.onnx", "embed_tokens*.onnx"]),
+                        ("text decoder", &["onnx/decoder_model_merged*.onnx", "decoder_model_merged*.onnx"]),
+                    ],
+                    Some("vision-encoder-decoder") => &[
                         ("vision encoder", &["onnx/encoder_model*.onnx", "encoder_model*.onnx"]),
                         ("text decoder", &["onnx/decoder_model*.onnx", "decoder_model*.onnx"]),
-                    ),
-                    _ => (
+                    ],
+                    _ => &[
                         ("vision encoder", &["onnx/vision_model*.onnx", "vision_model*.onnx"]),
                         ("text decoder", &["onnx/text_decoder_model*.onnx", "text_decoder_model*.onnx"]),
-                    ),
+                    ],
                 };
-                vec![CONFIG, PICTURES, TOKENIZER, vision, text]
+                [&[CONFIG, PICTURES, TOKENIZER], graphs].concat()
             }
             Self::Summarizer if folder.join("genai_config.json").is_file() => vec![TOKENIZER, TOKENIZER_CONFIG, ("language model", &["*.onnx"])],
             Self::Summarizer => vec![

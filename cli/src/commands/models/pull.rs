@@ -25,9 +25,12 @@ use crate::{local::MODELS, problem::Problem};
 pub(super) struct Args {
     /// `small`, `paper`, or a file that is made as those are
     name: String,
-    /// Folder of the suite
+    /// Folder of the suite; what is there already is held against its digests, for which it need not be writable
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Only the model of this folder, such as clip
+    #[arg(long, value_name = "FOLDER")]
+    only: Option<String>,
     /// Where to fetch from; a private repository's token is read from the environment variable HF_TOKEN
     #[arg(long, env = "HF_ENDPOINT", value_name = "URL", default_value = "https://huggingface.co")]
     endpoint: String,
@@ -96,7 +99,7 @@ struct Wanted {
 /// What was fetched, by path: `manifest.json`.
 type Record = BTreeMap<String, Fetched>;
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Fetched {
     url: String,
     sha256: String,
@@ -114,7 +117,10 @@ enum Failed {
 }
 
 pub(super) async fn run(args: Args) -> Result<ExitCode, Problem> {
-    let manifest = Manifest::read(&args.name)?;
+    let mut manifest = Manifest::read(&args.name)?;
+    if let Some(only) = &args.only {
+        manifest.keep(only)?;
+    }
     let wanted = manifest.wanted(args.endpoint.trim_end_matches('/'))?;
     let out = &args.out;
     fs::create_dir_all(out).map_err(|e| Problem::file(out, &e))?;
@@ -132,8 +138,10 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Problem> {
             }
             Err(Failed::ForGood(problem)) => return Err(problem),
         };
-        record.insert(file.path.clone(), fetched);
-        write_json(&record_path, &record)?;
+        if record.get(&file.path) != Some(&fetched) {
+            record.insert(file.path.clone(), fetched);
+            write_json(&record_path, &record)?;
+        }
     }
     let suite = out.join(SUITE);
     if !suite.exists() {
@@ -164,6 +172,16 @@ impl Manifest {
             }
         };
         toml::from_str(&text).map_err(|e| Problem::input(format!("{name}: {}", e.to_string().trim_end())))
+    }
+
+    /// Leaves out all models but one.
+    fn keep(&mut self, only: &str) -> Result<(), Problem> {
+        let all: Vec<String> = self.models.keys().cloned().collect();
+        self.models.retain(|name, _| name == only);
+        if self.models.is_empty() {
+            return Err(Problem::input(format!("{}: it has no model {only:?}; it has {}", self.name, all.join(", "))));
+        }
+        Ok(())
     }
 
     /// All files of all models, none of which may lie outside of the suite.

@@ -161,9 +161,14 @@ impl Activation {
     /// Lists a set anew, as a probing pass does: files may have come since.
     pub(crate) async fn fresh_set(&self, said: Option<proto::ProbingSet>) -> Result<Arc<ProbingSet>, Fault> {
         if let Some(said) = &said {
-            self.sets.forget(&said.encode_to_vec());
+            self.forget_set(said);
         }
         self.set(said).await
+    }
+
+    /// The next who needs the set lists it anew.
+    pub(crate) fn forget_set(&self, said: &proto::ProbingSet) {
+        self.sets.forget(&said.encode_to_vec());
     }
 
     fn target_file(&self, target: &proto::Target) -> Result<PathBuf, Fault> {

@@ -1,7 +1,7 @@
 //! The probing pass: the set read once, in order, and run on all sessions side by side.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
@@ -11,13 +11,15 @@ use bytes::Bytes;
 use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, blobs, items};
 use dnd_method::top::Entry;
 use dnd_onnx::pictures;
-use dnd_proto::v1::{self as proto, ProbeProgress, ProbeRequest, ProbeResponse, ProbeTotal, ProbedUnit, SkippedPicture, TopPicture, probe_response::Event};
+use dnd_proto::v1::{
+    self as proto, ProbeProgress, ProbeRequest, ProbeResponse, ProbeTotal, ProbedUnit, ProbingShard, SkippedPicture, TopPicture, probe_response::Event,
+};
 use futures::{FutureExt as _, StreamExt as _, stream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
-use super::{Prepared, prepare, reading};
+use super::{Prepared, prepare, reading, shards::Contents};
 use crate::{
     Activation,
     engine::{Collector, Cut, Found, LayerInfo, Output, Probed, ProbedMap, ProbingSet, Source, blocking},
@@ -44,10 +46,12 @@ pub(super) async fn probe(activation: Arc<Activation>, request: ProbeRequest) ->
         let most = MOST_MAP_BYTES / (layer.map_values() * size_of::<f32>());
         return Err(Fault::field("top", format!("{top}; of {} {most} pictures' activation maps go into one message", layer.name)));
     }
-    let set = activation.fresh_set(request.probing_set).await?;
+    let ProbeRequest { probing_set: said, shard, .. } = request;
+    // The shards of a set share a listing: whether it is still right, their digests tell.
+    let set = if shard.is_some() { activation.set(said.clone()).await? } else { activation.fresh_set(said.clone()).await? };
     let (events, messages) = mpsc::channel(WAITING);
     let last = events.clone();
-    let pass = Pass { activation, cut, layers, set, events };
+    let pass = Pass { activation, cut, layers, said: said.unwrap_or_default(), set, shard, events };
     // The pass is a part of the stream: it is polled with it, and dropped with it. A fault of it is told after what it had to say before.
     let run = AssertUnwindSafe(pass.run(units, top as usize))
         .catch_unwind()
@@ -66,26 +70,31 @@ struct Pass {
     activation: Arc<Activation>,
     cut: Arc<Cut>,
     layers: Vec<LayerInfo>,
+    /// The set as it was asked for, and what it holds.
+    said: proto::ProbingSet,
     set: Arc<ProbingSet>,
+    /// What is run of it, if not all.
+    shard: Option<ProbingShard>,
     events: mpsc::Sender<Result<ProbeResponse, Status>>,
 }
 
-/// A picture that was read.
-struct Read {
-    index: u64,
-    bytes: Result<Bytes, String>,
-    digest: String,
+/// A picture that was read, or why it could not be.
+pub(super) struct Read {
+    pub(super) index: u64,
+    pub(super) bytes: Result<Bytes, String>,
+    pub(super) digest: String,
 }
 
 impl Pass {
     async fn run(self, units: Vec<Vec<u32>>, top: usize) -> Result<(), Fault> {
-        for (path, reason) in self.set.unreadable() {
+        // Of a shard's pass they are told where the shards are listed.
+        for (path, reason) in self.set.unreadable().iter().filter(|_| self.shard.is_none()) {
             self.say(Event::Skipped(SkippedPicture { path: path.clone(), reason: reason.clone() })).await?;
         }
         let units = units.into_iter().enumerate().collect();
         let collector = Arc::new(Collector::new(units, top, self.activation.map_memory()));
         let (digests, mut total) = self.over_all(&collector).await?;
-        if digests.is_empty() {
+        if digests.is_empty() && self.shard.is_none() {
             return Err(Fault::new(
                 Code::InvalidArgument,
                 "NO_GOOD_PICTURES",
@@ -120,12 +129,24 @@ impl Pass {
         self.events.send(Ok(ProbeResponse { event: Some(event) })).await.map_err(gone)
     }
 
-    /// Runs every different picture of the set; gives the digests of those that were run.
+    /// The fault for a set that is not what it was when its shards were listed; whoever lists them again sees what it is now.
+    fn changed(&self) -> Fault {
+        self.activation.forget_set(&self.said);
+        Fault::new(Code::FailedPrecondition, "PROBING_SET_CHANGED", "pictures of the probing set have changed, come or gone since its shards were listed")
+    }
+
+    /// Runs every different picture of the set, or the shard; gives the digests of those that were run.
     async fn over_all(&self, collector: &Arc<Collector>) -> Result<(BTreeMap<u64, String>, ProbeTotal), Fault> {
         let limit = self.activation.picture_limits().bytes;
-        let pictures = self.set.len() as u64;
+        let all = self.set.len() as u64;
+        let whole = ProbingShard { pictures: all, ..Default::default() };
+        let ProbingShard { first, pictures, digest: expected, repeats: left_out } = self.shard.as_ref().unwrap_or(&whole);
+        let (first, pictures) = (*first, *pictures);
+        let end = first.checked_add(pictures).filter(|end| *end <= all).ok_or_else(|| self.changed())?;
+        let left_out: HashSet<u64> = left_out.iter().copied().collect();
+        let mut contents = Contents::default();
         // Read in order, a few ahead: which of byte-equal pictures is the first is known before it is run.
-        let reads = stream::iter(0..pictures)
+        let reads = stream::iter(first..end)
             .map(|index| {
                 let set = Arc::clone(&self.set);
                 blocking(move || Ok(read(&set, index, limit)))
@@ -133,8 +154,11 @@ impl Pass {
             .buffered(self.activation.concurrency());
         let mut firsts: HashMap<String, u64> = HashMap::new();
         let mut repeats: Vec<(u64, u64)> = Vec::new();
-        let first = reads.filter_map(|read| {
+        let unlike = reads.filter_map(|read| {
             let mut new = true;
+            if let Ok(read) = &read {
+                contents.add(&self.set, read);
+            }
             if let Ok(Read { index, bytes: Ok(_), digest }) = &read {
                 let first = *firsts.entry(digest.clone()).or_insert(*index);
                 new = first == *index;
@@ -144,13 +168,15 @@ impl Pass {
             }
             std::future::ready(new.then_some(read))
         });
-        let runs = first
+        let left_out = &left_out;
+        let runs = unlike
             .map(|read| async move {
                 let Read { index, bytes, digest } = read?;
                 let ran = match bytes {
+                    Ok(bytes) if left_out.contains(&index) => self.check(bytes).await.map(|()| None),
                     Ok(bytes) => {
                         let wanted = Output::Probe { collector: Arc::clone(collector), index };
-                        self.cut.run(Source::Encoded(bytes), wanted).await.map(|_| digest).map_err(SkipOrStop::from)
+                        self.cut.run(Source::Encoded(bytes), wanted).await.map(|_| Some(digest)).map_err(SkipOrStop::from)
                     }
                     Err(reason) => Err(SkipOrStop::Skip(reason)),
                 };
@@ -158,15 +184,17 @@ impl Pass {
             })
             .buffer_unordered(self.activation.concurrency());
         let mut digests = BTreeMap::new();
+        let mut duplicates = 0;
         let mut skipped: BTreeMap<u64, String> = BTreeMap::new();
         let mut said = Instant::now();
         {
             let mut runs = std::pin::pin!(runs);
             while let Some(ran) = runs.next().await {
                 match ran? {
-                    (index, Ok(digest)) => {
+                    (index, Ok(Some(digest))) => {
                         digests.insert(index, digest);
                     }
+                    (_, Ok(None)) => duplicates += 1,
                     (index, Err(SkipOrStop::Skip(reason))) => {
                         self.skip(index, &reason).await?;
                         skipped.insert(index, reason);
@@ -175,11 +203,14 @@ impl Pass {
                 }
                 if said.elapsed() >= PROGRESS {
                     said = Instant::now();
-                    self.say(Event::Progress(ProbeProgress { done: (digests.len() + skipped.len()) as u64, pictures })).await?;
+                    self.say(Event::Progress(ProbeProgress { done: (digests.len() + skipped.len()) as u64 + duplicates, pictures })).await?;
                 }
             }
         }
-        let duplicates = repeats.len() as u64;
+        if !expected.is_empty() && contents.digest() != *expected {
+            return Err(self.changed());
+        }
+        duplicates += repeats.len() as u64;
         let mut bad_repeats = 0;
         for (index, first) in repeats {
             // A picture that is equal to one that can't be used can't be used either.
@@ -191,6 +222,13 @@ impl Pass {
         self.say(Event::Progress(ProbeProgress { done: pictures, pictures })).await?;
         let total = ProbeTotal { pictures: digests.len() as u64, duplicates: duplicates - bad_repeats, skipped: skipped.len() as u64 + bad_repeats, rerun: 0 };
         Ok((digests, total))
+    }
+
+    /// Whether a picture could be run.
+    async fn check(&self, bytes: Bytes) -> Result<(), SkipOrStop> {
+        let (preprocessor, limits) = (self.cut.preprocessor.clone(), self.activation.picture_limits());
+        let readable = blocking(move || Ok(preprocessor.append(&pictures::decode(&bytes, limits)?, &mut Vec::new())?));
+        readable.await.map_err(SkipOrStop::from)
     }
 
     async fn skip(&self, index: u64, reason: &str) -> Result<(), Fault> {
@@ -294,7 +332,8 @@ impl From<Fault> for SkipOrStop {
     }
 }
 
-fn read(set: &ProbingSet, index: u64, limit: usize) -> Read {
+/// Reads a picture of a set. Blocking.
+pub(super) fn read(set: &ProbingSet, index: u64, limit: usize) -> Read {
     let bytes = set.get(index).ok_or_else(|| "not in the set".to_owned()).and_then(|picture| picture.read(limit).map_err(|e| e.to_string()));
     let digest = bytes.as_ref().map(|bytes| blobs::digest(bytes)).unwrap_or_default();
     Read { index, bytes, digest }

@@ -28,13 +28,13 @@ impl<C: Course> Unit<'_, C> {
         let kept = self.timed(Stage::Crop, self.calls.originals(&probed.top)).await;
         for (picture, kept) in probed.top.iter().zip(kept) {
             match kept {
-                Ok(digest) => {
+                Ok(()) => {
                     let map_digest = match picture.map.as_ref().and_then(grey) {
                         Some(png) => self.calls.keep(png.into()).await?,
                         None => String::new(),
                     };
                     self.result.probed.push(ProbedPicture {
-                        digest,
+                        digest: picture.digest.clone(),
                         path: picture.path.clone(),
                         activation: picture.activation,
                         map_digest,
@@ -52,25 +52,24 @@ impl<C: Course> Unit<'_, C> {
     pub(crate) async fn augment(&mut self, probed: &ProbedUnit) -> Result<ActivatingImages, Failure> {
         let parameters = self.calls.parameters();
         let highest = &probed.top[..probed.top.len().min(parameters.probe_images as usize)];
-        let (crops, failures) = self.timed(Stage::Crop, self.calls.crops(&probed.layer, probed.unit, highest)).await?;
-        for (picture, failure) in failures {
-            if !failure.is_the_items {
-                return Err(failure);
+        let cropped = self.timed(Stage::Crop, self.calls.crops(&probed.layer, probed.unit, highest)).await;
+        let mut crops = Vec::new();
+        for (picture, cropped) in highest.iter().zip(cropped) {
+            match cropped {
+                Ok(of_picture) => crops.push((picture, of_picture)),
+                Err(failure) if failure.is_the_items => self.warn(format!("{} was not cropped: {}", picture.path, failure.message)),
+                Err(failure) => return Err(failure),
             }
-            let path = probed.top.get(picture).map_or("a picture", |picture| &picture.path);
-            self.warn(format!("{path} was not cropped: {}", failure.message));
         }
         let mut top: Top<Source, ActivatingImage> = Top::new(parameters.top_images as usize);
         for picture in probed.top.iter().filter(|picture| self.result.probed.iter().any(|kept| kept.digest == picture.digest)) {
             top.offer(picture.activation, Source::Original(picture.index), || original(picture));
         }
-        for found in &crops {
-            let Some(parent) = probed.top.get(found.picture) else { continue };
-            let crop = &found.crop;
+        for (parent, crop) in crops.iter().flat_map(|(parent, crops)| crops.iter().map(move |crop| (*parent, crop))) {
             top.offer(crop.activation, Source::Crop(parent.index, crop.index), || ActivatingImage {
                 digest: crop.digest.clone(),
                 path: parent.path.clone(),
-                r#box: crop.r#box,
+                r#box: Some(crop.area()),
                 activation: crop.activation,
                 parent_digest: parent.digest.clone(),
                 ..Default::default()
@@ -78,7 +77,7 @@ impl<C: Course> Unit<'_, C> {
             self.result.crops.push(CroppedPicture {
                 digest: crop.digest.clone(),
                 path: parent.path.clone(),
-                r#box: crop.r#box,
+                r#box: Some(crop.area()),
                 activation: crop.activation.is_finite().then_some(crop.activation),
                 threshold: crop.threshold,
                 parent_digest: parent.digest.clone(),

@@ -9,6 +9,8 @@ use std::time::Instant;
 use dnd_method::parameters::Parameters;
 use dnd_proto::v1::{ProbedUnit, Stage, StoredImages, UnitResult, UnitState, Usage};
 
+use tracing::{Instrument as _, info_span};
+
 use crate::{calls::Calls, store::Pause};
 
 use augment::ActivatingImages;
@@ -75,7 +77,7 @@ impl<'c, C: Course> Unit<'c, C> {
     /// Runs a part of a stage, counting its time.
     pub(crate) async fn timed<T>(&self, stage: Stage, work: impl Future<Output = T>) -> T {
         let since = Instant::now();
-        let done = work.await;
+        let done = work.instrument(info_span!("stage", otel.name = stage.as_str_name())).await;
         self.calls.progress().time(stage, since);
         done
     }

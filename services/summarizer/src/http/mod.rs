@@ -8,7 +8,10 @@ mod endpoint;
 mod spending;
 mod wire;
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use dnd_mesh::{Fault, blobs};
 use dnd_proto::v1::{Answer, Model, ModelLimits, Usage};
@@ -18,7 +21,7 @@ use tonic::Code;
 use self::{
     endpoint::Endpoint,
     spending::Spending,
-    wire::{Completion, Request},
+    wire::{Bound, Completion, Request},
 };
 use crate::Question;
 
@@ -34,6 +37,8 @@ pub struct HttpModel {
     slots: Semaphore,
     concurrency: usize,
     spending: Spending,
+    /// Whether it has refused the usual name of an answer's bound.
+    newer: AtomicBool,
 }
 
 impl HttpModel {
@@ -52,7 +57,7 @@ impl HttpModel {
             limits: Some(ModelLimits { picture_bytes: 0, picture_pixels: 0, text_tokens: 0, batch: 1 }),
         };
         let concurrency = args.llm_concurrency.get();
-        Ok(Self { model, endpoint, slots: Semaphore::new(concurrency), concurrency, spending: Spending::new(args) })
+        Ok(Self { model, endpoint, slots: Semaphore::new(concurrency), concurrency, spending: Spending::new(args), newer: AtomicBool::new(false) })
     }
 
     /// Which model it is.
@@ -69,7 +74,7 @@ impl HttpModel {
     pub(crate) async fn ask(&self, question: &Question) -> Result<Answer, Fault> {
         let _slot = self.slots.acquire().await.map_err(|e| Fault::internal(e.to_string()))?;
         self.spending.check()?;
-        let completion: Completion = self.endpoint.post(&["chat", "completions"], &Request::new(&self.model.name, question)).await?;
+        let completion = self.complete(question).await?;
         let usage = self.spending.add(completion.usage)?;
         let choice = completion.choices.into_iter().next();
         let choice = choice.ok_or_else(|| Fault::new(Code::Internal, "LLM_ANSWER", "the endpoint's answer has no choices"))?;
@@ -87,5 +92,20 @@ impl HttpModel {
             refused,
             usage: Some(usage),
         })
+    }
+
+    /// The endpoint's answer. OpenAI's newer models refuse `max_tokens`, and say what they want instead: they are asked once more, and so from then on.
+    async fn complete(&self, question: &Question) -> Result<Completion, Fault> {
+        let post = async |bound| self.endpoint.post(&["chat", "completions"], &Request::new(&self.model.name, question, bound)).await;
+        if self.newer.load(Ordering::Relaxed) {
+            return post(Bound::MaxCompletionTokens).await;
+        }
+        match post(Bound::MaxTokens).await {
+            Err(fault) if fault.code() == Code::InvalidArgument && fault.to_string().contains(Bound::NEWER) => {
+                self.newer.store(true, Ordering::Relaxed);
+                post(Bound::MaxCompletionTokens).await
+            }
+            answered => answered,
+        }
     }
 }

@@ -11,14 +11,39 @@ pub(super) struct Request<'q> {
     messages: &'q [Message],
     temperature: f32,
     seed: u64,
-    max_tokens: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_tokens: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_completion_tokens: Option<u32>,
+}
+
+/// What an endpoint calls the bound of an answer's tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bound {
+    /// As all but OpenAI's own newer models take it.
+    MaxTokens,
+    /// As those want it, which refuse the other.
+    MaxCompletionTokens,
+}
+
+impl Bound {
+    /// What a newer model names when it refuses the other.
+    pub(super) const NEWER: &'static str = "max_completion_tokens";
 }
 
 impl<'q> Request<'q> {
-    pub(super) fn new(model: &'q str, question: &'q Question) -> Self {
+    pub(super) fn new(model: &'q str, question: &'q Question, bound: Bound) -> Self {
         // Attempts are to differ, and endpoints take seeds that a signed number holds.
         let seed = question.seed.wrapping_add(question.attempt.into()) & i64::MAX as u64;
-        Self { model, messages: &question.messages, temperature: question.temperature, seed, max_tokens: question.max_new_tokens }
+        let bounded_by = |this| (bound == this).then_some(question.max_new_tokens);
+        Self {
+            model,
+            messages: &question.messages,
+            temperature: question.temperature,
+            seed,
+            max_tokens: bounded_by(Bound::MaxTokens),
+            max_completion_tokens: bounded_by(Bound::MaxCompletionTokens),
+        }
     }
 }
 
