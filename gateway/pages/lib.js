@@ -86,13 +86,9 @@ export const paths = {
 export async function* pagesOf(path, size, signal, first) {
   let page = (await first) ?? (await api(`${path}?page_size=${size}`, { signal }));
   for (;;) {
-    // The next comes while this one is looked at.
-    const token = page.next_page_token;
-    const next = token && api(`${path}?${new URLSearchParams({ page_size: size, page_token: token })}`, { signal });
-    next && next.catch(() => {});
     yield page;
-    if (!next) return;
-    page = await next;
+    if (!page.next_page_token) return;
+    page = await api(`${path}?${new URLSearchParams({ page_size: size, page_token: page.next_page_token })}`, { signal });
   }
 }
 

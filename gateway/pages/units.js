@@ -430,7 +430,11 @@ function units(job, signal) {
           kept.units.push(unit);
         }
       }
-      if (page.next_page_token) filter(false);
+      if (!page.next_page_token) continue;
+      filter(false);
+      // What can be seen comes before what can't.
+      const pictures = [...grid.querySelectorAll("img")].map((image) => image.decode().catch(() => {}));
+      await Promise.race([Promise.all(pictures), new Promise((resolve) => setTimeout(resolve, 1000))]);
     }
     kept.complete = true;
     filter(false);
