@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-faults test-long fuzz k8s-check bench parity lint fmt proto models
+.PHONY: help setup build demo test test-faults test-long test-ui fuzz k8s-check bench parity lint fmt proto models
 
 export ORT_DYLIB_PATH ?= $(CURDIR)/third_party/onnxruntime/lib/libonnxruntime.so
 PYTHON ?= python3
@@ -50,6 +50,9 @@ fuzz: ## fuzz what takes bytes from anyone, FUZZ_SECONDS each (needs a nightly c
 		mkdir -p fuzz/corpus/$$entry; \
 		cargo +nightly fuzz run $$entry fuzz/corpus/$$entry fuzz/seeds/$$entry -- -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=4096 -timeout=20; \
 	done
+
+test-ui: setup ## the pages in a browser (installs chromium if it is missing, and the tests' packages of npm)
+	scripts/ui.sh
 
 bench: setup ## benchmarks: ratios against a reference in the same run
 	cargo bench --workspace --bench '*' --locked

@@ -10,6 +10,8 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+pub(crate) use dnd_gateway::table::state;
+use dnd_gateway::table::{COLUMNS, cell, row};
 use dnd_mesh::{balance::Balanced, blobs};
 use dnd_proto::v1::{
     GetPicturesRequest, JobAccepted, JobDone, Provenance, SkippedPicture, UnitResult, UnitState, Usage, get_pictures_response::Result as Got,
@@ -274,33 +276,12 @@ impl Folder {
     fn write_table(&self) -> Result<(), Problem> {
         write_whole(&self.root.join(TABLE), |file| {
             let mut table = csv::Writer::from_writer(file);
-            table.write_record(["layer", "unit", "label", "score", "second", "third", "state", "reason"])?;
+            table.write_record(COLUMNS)?;
             for unit in &self.units {
-                let concept = |place: usize| unit.concepts.get(place).map(|concept| cell(&concept.concept)).unwrap_or_default();
-                let score = unit.concepts.first().and_then(|concept| concept.score).map(|score| score.to_string()).unwrap_or_default();
-                table.write_record([
-                    cell(&unit.layer),
-                    unit.unit.to_string(),
-                    cell(&unit.label),
-                    score,
-                    concept(1),
-                    concept(2),
-                    state(unit).to_owned(),
-                    cell(&unit.reason),
-                ])?;
+                table.write_record(row(unit))?;
             }
             table.flush()
         })
-    }
-}
-
-/// What a unit's state is called.
-pub(crate) fn state(unit: &UnitResult) -> &'static str {
-    match unit.state() {
-        UnitState::Unspecified => "?",
-        UnitState::Labelled => "labelled",
-        UnitState::Dead => "dead",
-        UnitState::Failed => "failed",
     }
 }
 
@@ -331,11 +312,6 @@ fn digests(unit: &UnitResult) -> impl Iterator<Item = &str> {
 fn line(unit: &UnitResult) -> Result<String, Problem> {
     let line = serde_json::to_string(unit).map_err(|e| Problem::failure(format!("a result can't be written as JSON: {e}")))?;
     Ok(line + "\n")
-}
-
-/// Text of models and file names as a table's cell: a spreadsheet must not take it for a formula.
-fn cell(text: &str) -> String {
-    if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{text}") } else { text.to_owned() }
 }
 
 /// Text of models, files and other machines for a terminal: without what would move its cursor, change its colours, or turn the order of letters round.
@@ -381,12 +357,6 @@ fn write_whole(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_cell_is_never_a_formula() {
-        assert_eq!(cell("=HYPERLINK(\"http://x\")"), "'=HYPERLINK(\"http://x\")");
-        assert_eq!(cell("red - stripes"), "red - stripes");
-    }
 
     #[test]
     fn what_is_printed_does_nothing_to_a_terminal() {

@@ -64,6 +64,7 @@ const METHODS: &[(&str, Scope)] = &[
     ("dnd.v1.DissectService/CancelJob", Scope::Run),
     ("dnd.v1.DissectService/CreateJob", Scope::Run),
     ("dnd.v1.DissectService/DeleteJob", Scope::Admin),
+    ("dnd.v1.DissectService/DescribeTarget", Scope::Run),
     ("dnd.v1.DissectService/Dissect", Scope::Run),
     ("dnd.v1.DissectService/GetJob", Scope::Read),
     ("dnd.v1.DissectService/GetUnit", Scope::Read),

@@ -31,7 +31,7 @@ use tracing::{error, info, warn};
 use crate::{
     Fault,
     admin::Admin,
-    args::ServeArgs,
+    args::{ServeArgs, TlsArgs},
     auth::Guard,
     call::{CallLayer, Life, State},
     channel,
@@ -101,7 +101,9 @@ where
 {
     let _telemetry = telemetry::init(&args.log, args.otlp.as_deref());
     let guard = Guard::open(&args.access).map_err(ServeError::Access)?;
-    let acceptor = acceptor(args).map_err(ServeError::Access)?;
+    // Callers that show tokens need no certificate.
+    let clients = if args.access.tokens.is_some() { ClientCertificate::Optional } else { ClientCertificate::Required };
+    let acceptor = acceptor(args.listen, &args.tls, clients).map_err(ServeError::Access)?;
     let admin = match args.admin {
         Some(address) => Some(Admin::open(address, args.port_file.as_deref()).await?),
         None => None,
@@ -172,16 +174,17 @@ where
 }
 
 /// What takes the connections: with TLS, or in the clear where that can't be overheard, or is wanted.
-fn acceptor(args: &ServeArgs) -> Result<Acceptor, String> {
-    if args.tls.tls_cert.is_none() && !args.tls.insecure && !args.listen.ip().is_loopback() {
+///
+/// # Errors
+///
+/// If that is so of neither, or a file of the certificates can't be used.
+pub fn acceptor(listen: SocketAddr, tls: &TlsArgs, clients: ClientCertificate) -> Result<Acceptor, String> {
+    if tls.tls_cert.is_none() && !tls.insecure && !listen.ip().is_loopback() {
         return Err(format!(
-            "{} can be reached from other machines, and calls would come in the clear: name a certificate with --tls-cert, --tls-key and --tls-ca, or say --insecure",
-            args.listen
+            "{listen} can be reached from other machines, and calls would come in the clear: name a certificate with --tls-cert, --tls-key and --tls-ca, or say --insecure"
         ));
     }
-    // Callers that show tokens need no certificate.
-    let clients = if args.access.tokens.is_some() { ClientCertificate::Optional } else { ClientCertificate::Required };
-    Acceptor::open(&args.tls, clients)
+    Acceptor::open(tls, clients)
 }
 
 /// Serves on connections as they come in, until `shutdown` resolves and the running calls have ended.
@@ -246,10 +249,15 @@ pub struct InProcess {
 impl InProcess {
     /// Starts serving.
     pub fn start(services: Services) -> Self {
+        Self::guarded(services, Guard::default())
+    }
+
+    /// Starts serving those that the guard lets through.
+    pub fn guarded(services: Services, guard: Guard) -> Self {
         let (dialer, accepted) = channel::in_memory();
         let mut server = JoinSet::new();
         server.spawn(async move {
-            if let Err(error) = serve_on(services, Guard::default(), accepted, std::future::pending()).await {
+            if let Err(error) = serve_on(services, guard, accepted, std::future::pending()).await {
                 error!(%error, "the servers in this process broke");
             }
         });

@@ -42,6 +42,7 @@ const HANDSHAKES: usize = 64;
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// The protocol of gRPC, as TLS calls it.
 const H2: &[u8] = b"h2";
+const HTTP_1: &[u8] = b"http/1.1";
 
 /// Whether a client may come without a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +79,8 @@ impl Acceptor {
                 }
             };
             let mut config = builder.with_single_cert(chain, key).map_err(|e| format!("{} and {}: {e}", names[0].display(), names[1].display()))?;
-            config.alpn_protocols = vec![H2.to_vec()];
+            // What browsers and their like fall back to, of which the gateway takes both.
+            config.alpn_protocols = vec![H2.to_vec(), HTTP_1.to_vec()];
             Ok(config)
         };
         Ok(Self(Some(Arc::new(Reloaded::open(files, make)?))))

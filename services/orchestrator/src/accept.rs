@@ -45,7 +45,8 @@ pub(crate) async fn accept(
     Ok(JobAccepted { job_id: String::new(), provenance: Some(provenance), layers: described.found, warnings: described.warnings })
 }
 
-async fn describe(models: &Models, target: &Target, layers: &[LayerUnits]) -> Result<DescribeTargetResponse, Fault> {
+/// A target's layers, and those that are asked for, looked up.
+pub(crate) async fn describe(models: &Models, target: &Target, layers: &[LayerUnits]) -> Result<DescribeTargetResponse, Fault> {
     let request = DescribeTargetRequest { target: Some(target.clone()), asked: layers.to_vec() };
     let described = once_loaded(TRIES_AT_FIRST, || {
         let (mut client, request) = (models.activation.clone(), request.clone());

@@ -14,9 +14,9 @@ use dnd_mesh::{
 };
 use dnd_proto::v1::{
     CancelJobRequest, CancelJobResponse, CreateJobRequest, CreateJobResponse, DeleteJobRequest, DeleteJobResponse, DissectRequest, DissectResponse,
-    GetJobRequest, GetJobResponse, GetPicturesRequest, GetPicturesResponse, GetUnitRequest, GetUnitResponse, Job, ListJobsRequest, ListJobsResponse,
-    ListUnitsRequest, ListUnitsResponse, OnDisconnect, ResumeJobRequest, ResumeJobResponse, SelectConceptRequest, SelectConceptResponse, WatchJobRequest,
-    WatchJobResponse,
+    DissectServiceDescribeTargetRequest, DissectServiceDescribeTargetResponse, GetJobRequest, GetJobResponse, GetPicturesRequest, GetPicturesResponse,
+    GetUnitRequest, GetUnitResponse, Job, ListJobsRequest, ListJobsResponse, ListUnitsRequest, ListUnitsResponse, OnDisconnect, ResumeJobRequest,
+    ResumeJobResponse, SelectConceptRequest, SelectConceptResponse, WatchJobRequest, WatchJobResponse,
     dissect_service_server::{DissectService, DissectServiceServer},
     get_pictures_response,
     picture_service_server::{PictureService, PictureServiceServer},
@@ -27,7 +27,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Code, Request, Response, Status};
 
 use crate::{
-    accept::accept,
+    accept::{accept, describe},
     calls::{Calls, Work},
     data::Data,
     engine::{Engine, WorksOn},
@@ -35,6 +35,7 @@ use crate::{
     probing::ProbingArgs,
     selection::Selection,
     store::{NewJob, Store, UnitFilter},
+    uploads,
     watch::{no_such_job, watch},
 };
 
@@ -266,6 +267,14 @@ impl DissectService for Orchestrator {
 
     async fn select_concept(&self, request: Request<SelectConceptRequest>) -> Result<Response<Self::SelectConceptStream>, Status> {
         Ok(Response::new(Selection::check(&self.engine, request.into_inner()).await?.run()))
+    }
+
+    async fn describe_target(&self, request: Request<DissectServiceDescribeTargetRequest>) -> Result<Response<DissectServiceDescribeTargetResponse>, Status> {
+        let target = request.into_inner().target.ok_or_else(|| Fault::field("target", "not set; say which network to describe"))?;
+        let Engine { models, blobs, .. } = &*self.engine;
+        uploads::pass_on(models, blobs, &target, None).await?;
+        let description = describe(models, &target, &[]).await?;
+        Ok(Response::new(DissectServiceDescribeTargetResponse { description: Some(description) }))
     }
 }
 

@@ -1,0 +1,114 @@
+//! Uploads: files by digest, in one go or from where an earlier one stopped, and the list that makes a probing set of pictures.
+
+use axum::{
+    Json,
+    body::{Body, Bytes},
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+};
+use bytes::BytesMut;
+use dnd_mesh::{
+    Fault,
+    blobs::{self, PIECE_BYTES},
+};
+use dnd_proto::v1::{CheckUploadsRequest, PictureList, UploadRequest};
+use futures::{Stream, StreamExt as _, stream};
+use prost::Message as _;
+use serde::Serialize;
+use tonic::Code;
+
+use crate::{
+    Gateway,
+    api::{Caller, Message, Path},
+    problem::Problem,
+};
+
+/// How much of a file is there.
+#[derive(Serialize)]
+pub(crate) struct Arrived {
+    /// Whether all of it is.
+    complete: bool,
+    /// Bytes of it that have arrived, where the rest is to be sent from; not there if it is complete.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    received: Option<u64>,
+}
+
+pub(crate) async fn check(State(mut gateway): State<Gateway>, caller: Caller, Path(digest): Path<String>) -> Result<Json<Arrived>, Problem> {
+    let missing = gateway.uploads.check_uploads(caller.asks(CheckUploadsRequest { digests: vec![digest] })).await?.into_inner().missing;
+    let received = missing.first().map(|blob| blob.received);
+    Ok(Json(Arrived { complete: received.is_none(), received }))
+}
+
+/// Takes a file, or with `Content-Range: bytes 1000-1999/2000` the part of it that an upload which was broken off lacks.
+pub(crate) async fn put(
+    State(mut gateway): State<Gateway>,
+    caller: Caller,
+    Path(digest): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Arrived>, Problem> {
+    let (offset, size) = range(&headers)?;
+    if size > gateway.max_upload_bytes {
+        let fault = Fault::new(Code::OutOfRange, "TOO_LARGE", format!("{size} bytes; a file may have {} at most", gateway.max_upload_bytes));
+        return Err(Problem::from(fault).with_status(StatusCode::PAYLOAD_TOO_LARGE));
+    }
+    let whole = gateway.uploads.upload(caller.asks(pieces(digest, offset, size, body))).await?.into_inner().blobs > 0;
+    Ok(Json(Arrived { complete: whole, received: None }))
+}
+
+/// Where in the file the body stands, and the file's bytes.
+fn range(headers: &HeaderMap) -> Result<(u64, u64), Problem> {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    if let Some(range) = text(header::CONTENT_RANGE) {
+        let parsed = range.strip_prefix("bytes ").and_then(|range| range.split_once('/')).and_then(|(span, size)| {
+            let (first, _) = span.split_once('-')?;
+            Some((first.parse().ok()?, size.parse().ok()?))
+        });
+        return parsed.ok_or_else(|| Fault::field("content-range", format!("{range:?}; it looks like bytes 1000-1999/2000")).into());
+    }
+    let size = text(header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
+    let size = size.ok_or_else(|| {
+        let fault = Fault::field("content-length", "not there; it says how many bytes the file has");
+        Problem::from(fault).with_status(StatusCode::LENGTH_REQUIRED)
+    })?;
+    Ok((0, size))
+}
+
+/// A body in pieces of the size that the mesh takes; a file without bytes is one piece, too. A body that breaks off ends the pieces, and what came of it stays.
+fn pieces(digest: String, offset: u64, size: u64, body: Body) -> impl Stream<Item = UploadRequest> {
+    let start = (body.into_data_stream(), BytesMut::new(), offset, true);
+    stream::unfold(start, move |(mut body, mut held, offset, first)| {
+        let digest = digest.clone();
+        async move {
+            while held.len() < PIECE_BYTES {
+                match body.next().await {
+                    Some(Ok(some)) => held.extend_from_slice(&some),
+                    Some(Err(_)) | None => break,
+                }
+            }
+            if held.is_empty() && !first {
+                return None;
+            }
+            let data = held.split_to(held.len().min(PIECE_BYTES)).freeze();
+            let next = offset + data.len() as u64;
+            Some((UploadRequest { digest, size, offset, data }, (body, held, next, false)))
+        }
+    })
+}
+
+/// The name of a probing set of uploaded pictures.
+#[derive(Serialize)]
+pub(crate) struct Listed {
+    /// For a source's `list_digest`.
+    list_digest: String,
+}
+
+/// Makes a probing set of pictures that were uploaded.
+pub(crate) async fn probing_set(State(mut gateway): State<Gateway>, caller: Caller, Message(mut list): Message<PictureList>) -> Result<Json<Listed>, Problem> {
+    list.pictures.sort_by(|a, b| a.path.as_bytes().cmp(b.path.as_bytes()));
+    let list = Bytes::from(list.encode_to_vec());
+    let list_digest = blobs::digest(&list);
+    let size = list.len() as u64;
+    gateway.uploads.upload(caller.asks(pieces(list_digest.clone(), 0, size, Body::from(list)))).await?;
+    Ok(Json(Listed { list_digest }))
+}
