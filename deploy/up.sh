@@ -129,33 +129,21 @@ done
 
 # Starts a service: its name, how many ports after the first one, and its own arguments. The ports of health and metrics are ten higher.
 serve() {
-  local name=$1 at=$((port + $2)) admin=()
+  local name=$1 at=$((port + $2))
   shift 2
-  ! has "dnd-$name" --admin || admin=(--admin "127.0.0.1:$((at + 10))")
-  keep "$name" "$bin/dnd-$name" --listen "127.0.0.1:$at" "${admin[@]}" "$@"
+  keep "$name" "$bin/dnd-$name" --listen "127.0.0.1:$at" --admin "127.0.0.1:$((at + 10))" "$@"
 }
 
-# Whether a service is ready; one without a port for that says it in its log, and a gateway has nothing to load.
-ready() {
-  if has "dnd-$1" --admin; then
-    answers $((port + $2 + 10))
-  elif [ "$1" = gateway ]; then
-    ! free $((port + $2))
-  else
-    grep -qs '"message":"serving"' "$data/log/$1.log"
-  fi
-}
+# Whether a service is ready.
+ready() { answers $((port + $2 + 10)); }
 
 url=http://127.0.0.1
-services=(orchestrator activation captioner summarizer diffusion clip)
+services=(orchestrator activation captioner summarizer diffusion clip gateway)
 serve activation 1 --data "$data/activation"
 for i in 2 3 4 5; do serve "${services[i]}" "$i" --model "$models/${services[i]}"; done
 serve orchestrator 0 --data "$data/orchestrator" --activation "$url:$((port + 1))" --captioner "$url:$((port + 2))" \
   --summarizer "$url:$((port + 3))" --diffusion "$url:$((port + 4))" --clip "$url:$((port + 5))"
-if [ -x "$bin/dnd-gateway" ]; then
-  services+=(gateway)
-  serve gateway 6 --orchestrator "$url:$port"
-fi
+serve gateway 6 --orchestrator "$url:$port"
 
 ended() {
   echo "up: a service has ended with an error; the last lines of the logs in $data/log:" >&2

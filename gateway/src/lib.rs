@@ -42,6 +42,9 @@ pub struct GatewayArgs {
     /// Address to listen on; port 0 takes a free one, which the log names
     #[arg(long, env = "DND_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
+    /// Address of the admin port, which serves plain HTTP: /livez, /readyz, /metrics and gRPC health, and nothing else; none unless it is given
+    #[arg(long, env = "DND_ADMIN", value_name = "ADDRESS")]
+    pub admin: Option<SocketAddr>,
     /// Seconds that running requests get to end after SIGTERM or Ctrl-C
     #[arg(long, env = "DND_GRACE", default_value_t = 20)]
     pub grace: u64,

@@ -4,6 +4,7 @@ use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
 
 use axum::{Router, http::Response, middleware};
 use dnd_mesh::{
+    admin::{Admin, State},
     balance::Balanced,
     server,
     tls::{ClientCertificate, Connection},
@@ -15,6 +16,7 @@ use futures::{StreamExt as _, stream::BoxStream};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
+    sync::watch,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body};
@@ -38,6 +40,9 @@ pub enum ServeError {
     /// The certificate can't be used, or it would be spoken in the clear with other machines.
     #[error("{0}")]
     Access(String),
+    /// The admin port can't be listened on, or broke.
+    #[error(transparent)]
+    Admin(#[from] server::ServeError),
     /// A file for the port, the signals or the server don't work.
     #[error("the gateway broke: {0}")]
     Io(#[from] io::Error),
@@ -58,6 +63,11 @@ pub async fn serve(args: &GatewayArgs, orchestrator: Balanced) -> Result<(), Ser
     if let Some(file) = &args.port_file {
         std::fs::write(file, address.to_string())?;
     }
+    let admin = match args.admin {
+        Some(address) => Some(Admin::open(address, args.port_file.as_deref()).await?),
+        None => None,
+    };
+    let state = watch::Sender::new(State::Serving);
     let scheme = if args.tls.tls_cert.is_some() { "https" } else { "http" };
     info!("pages and HTTP on {scheme}://{address}");
     let mut terminate = signal(SignalKind::terminate())?;
@@ -65,13 +75,22 @@ pub async fn serve(args: &GatewayArgs, orchestrator: Balanced) -> Result<(), Ser
     let stopping = CancellationToken::new();
     let stop = async {
         tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () }
+        state.send_replace(State::Stopping);
         stopping.cancel();
         tokio::time::sleep(Duration::from_secs(args.grace)).await;
     };
     let router = router(orchestrator, args.max_upload_mib, stopping.clone());
     let router = if address.ip().is_loopback() { router.layer(middleware::from_fn(guard::this_machine)) } else { router };
     let connections = Connections { incoming: acceptor.incoming(listener).boxed(), address };
+    let watched = state.subscribe();
+    let administered = async {
+        match admin {
+            Some(admin) => admin.serve_alone(watched).await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
+        broken = administered => Ok(broken?),
         served = axum::serve(connections, router).with_graceful_shutdown(stopping.clone().cancelled_owned()).into_future() => Ok(served?),
         () = stop => {
             warn!("requests were still running at the end of the grace period; leaving them");

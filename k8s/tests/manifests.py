@@ -14,8 +14,6 @@ BATCH = "batch"
 OVERLAYS = sorted(folder.name for folder in (K8S / "overlays").iterdir())
 # Those in which each service has pods of its own.
 MESHES = [name for name in OVERLAYS if name != "single-gpu"]
-# Programs, flags and variables that are being built: what is here may be missing from the programs.
-PENDING = {"dnd-gateway", "--admin", "DND_ADMIN", "DND_OBJECTS", "DND_ORCHESTRATOR"}
 
 
 @functools.cache
@@ -62,11 +60,9 @@ def environment(overlay, container):
 
 @functools.cache
 def help_of(*command):
-    """What a program's --help says; None if it is not built and may be missing."""
+    """What a program's --help says."""
     program = BIN / command[0]
-    if not program.exists():
-        assert command[0] in PENDING, f"{command[0]} is no program of this project"
-        return None
+    assert program.exists(), f"{command[0]} is no program of this project"
     done = subprocess.run([program, *command[1:], "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from manifests import (
-    BATCH, BIN, MESHES, OVERLAYS, PENDING, ROOT, built, containers, environment, help_of, labels_of, matches, name_of, named, of_kind, program_of, says, workloads,
+    BATCH, BIN, MESHES, OVERLAYS, ROOT, built, containers, environment, help_of, labels_of, matches, name_of, named, of_kind, program_of, says, workloads,
 )  # fmt: skip
 
 ALL = [*OVERLAYS, BATCH]
@@ -100,16 +100,14 @@ def test_programs_know_their_flags_and_variables(overlay, workload):
         environ = environment(overlay, container)
         for variable in re.findall(r"\$\((\w+)\)", " ".join(command)):
             assert variable in environ or variable == "JOB_COMPLETION_INDEX", variable
-        if said is None:
-            continue
         for flag in (word for word in command if word.startswith("--")):
-            assert says(said, flag) or flag in PENDING, f"{' '.join(program)} has no {flag}"
+            assert says(said, flag), f"{' '.join(program)} has no {flag}"
         # One map serves all, so a variable is right if any program knows it; those of the container itself are for its own program.
         own = {variable["name"] for variable in container.get("env", [])}
         for name in environ:
             known = says(said, name) if name in own else any(says(help_of(other.name) or "", name) for other in sorted(BIN.glob("dnd-*")) if other.suffix == "")
             by_others = name.startswith("AWS_") or name == "HF_TOKEN"
-            assert known or by_others or name in PENDING or f"$({name})" in " ".join(command), f"{' '.join(program)} knows no {name}"
+            assert known or by_others or f"$({name})" in " ".join(command), f"{' '.join(program)} knows no {name}"
 
 
 @pytest.mark.parametrize(("overlay", "workload"), served())
@@ -144,14 +142,13 @@ def test_addresses_lead_to_services_and_are_encrypted_where_they_are(overlay):
 def test_probes_ask_the_admin_port(overlay, workload):
     container = containers(workload)[0]
     said = help_of(*program_of(container))
-    assert said is None or says(said, "--admin") or "--admin" in PENDING, "it has such a port"
+    assert says(said, "--admin"), "it has such a port"
     assert container["startupProbe"]["httpGet"] == {"path": "/readyz", "port": "admin"}
     assert container["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "admin"}
     assert container["readinessProbe"]["grpc"] == {"port": 9090}
     assert container["startupProbe"]["periodSeconds"] * container["startupProbe"]["failureThreshold"] >= 600, "a model of gigabytes from a slow disk"
     code = "".join(path.read_text() for path in (ROOT / "crates/mesh/src").glob("*.rs"))
-    if "--admin" not in PENDING:
-        assert '"/readyz"' in code and '"/livez"' in code
+    assert '"/readyz"' in code and '"/livez"' in code
 
 
 @pytest.mark.parametrize(("overlay", "workload"), served())

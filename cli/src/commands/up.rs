@@ -73,6 +73,8 @@ pub(crate) async fn run(args: Args, log: &str) -> Result<ExitCode, Problem> {
     let local = LocalMesh::new(&all, WorksOn::AllJobs).await?;
     let pages = args.http.map(|listen| GatewayArgs {
         listen,
+        // It is the mesh's, which has one.
+        admin: None,
         grace: args.grace,
         port_file: args.http_port_file,
         tls: tls.clone(),

@@ -18,20 +18,25 @@ use tonic::{service::Routes, transport::Server};
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tracing::info;
 
-use crate::{call::State, metrics, server::ServeError};
+pub use crate::call::State;
+use crate::{metrics, server::ServeError};
 
 /// What was measured is put together so often, whether or not anybody asks for it.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// An admin port that is open.
-pub(crate) struct Admin {
+pub struct Admin {
     listener: TcpListener,
     metrics: PrometheusHandle,
 }
 
 impl Admin {
     /// Opens the port, and starts to measure.
-    pub(crate) async fn open(address: SocketAddr, port_file: Option<&Path>) -> Result<Self, ServeError> {
+    ///
+    /// # Errors
+    ///
+    /// If the address can't be listened on.
+    pub async fn open(address: SocketAddr, port_file: Option<&Path>) -> Result<Self, ServeError> {
         let listen = |source| ServeError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(listen)?;
         let bound = listener.local_addr().map_err(listen)?;
@@ -40,6 +45,16 @@ impl Admin {
         }
         info!(address = %bound, "the admin port is open");
         Ok(Self { listener, metrics: metrics::record().map_err(io::Error::other)? })
+    }
+
+    /// As [`Self::serve`], for a program that has no model.
+    ///
+    /// # Errors
+    ///
+    /// If the port breaks.
+    pub async fn serve_alone(self, state: watch::Receiver<State>) -> Result<(), ServeError> {
+        let (_reporter, health) = tonic_health::server::health_reporter();
+        self.serve(state, health).await
     }
 
     /// Serves as long as the process lives.

@@ -65,9 +65,12 @@ impl Call {
 
 /// How a server is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum State {
+pub enum State {
+    /// Its model is being loaded.
     Loading,
+    /// It serves.
     Serving,
+    /// It takes no new calls.
     Stopping,
     /// Why it can serve no more.
     Failing(String),

@@ -7,7 +7,7 @@
 
 #[cfg(test)]
 mod access_tests;
-mod admin;
+pub mod admin;
 pub mod args;
 pub mod auth;
 pub mod balance;

@@ -16,7 +16,7 @@ async fn main() -> anyhow::Result<()> {
     let units = args.next().map_or(Ok(26_000), |units| units.parse())?;
     let port_file = args.next().map(Into::into);
     let mesh = fake::start(units)?;
-    let args = GatewayArgs { listen, grace: 1, port_file, tls: TlsArgs::default(), max_upload_mib: MAX_UPLOAD_MIB };
+    let args = GatewayArgs { listen, admin: None, grace: 1, port_file, tls: TlsArgs::default(), max_upload_mib: MAX_UPLOAD_MIB };
     serve(&args, mesh.channel().into()).await?;
     Ok(())
 }
