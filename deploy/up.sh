@@ -46,7 +46,6 @@ data=$(realpath "$data")
 if [ ! -e "$bin/libonnxruntime.so" ]; then export ORT_DYLIB_PATH=${ORT_DYLIB_PATH:-$root/third_party/onnxruntime/lib/libonnxruntime.so}; fi
 
 free() { ! (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
-has() { [[ $("$bin/$1" --help) == *" $2 "* ]]; }
 
 keepers=()
 
@@ -85,7 +84,6 @@ as_postgres() { if [ "$(id -u)" = 0 ]; then runuser -u postgres -- "$@"; else "$
 
 # PostgreSQL on loopback, with a password that only this machine's user can read; the first start makes its folder.
 start_postgres() {
-  has dnd-orchestrator --store || fail "these programs keep no jobs in PostgreSQL (dnd-orchestrator has no --store)"
   pg=$(find /usr/lib/postgresql -mindepth 2 -maxdepth 2 -name bin 2>/dev/null | sort -V | tail -n 1)
   [ -n "$pg" ] || fail "PostgreSQL is missing (Debian: apt install postgresql)"
   local at=$((port + 20)) password=$data/postgres.password
