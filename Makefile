@@ -9,9 +9,9 @@ export ORT_DYLIB_PATH ?= $(CURDIR)/third_party/onnxruntime/lib/libonnxruntime.so
 PYTHON ?= python3
 FUZZ_SECONDS ?= 60
 
-# A PostgreSQL server for the tests of what many orchestrators share, in a folder that its own user can reach.
-POSTGRES := /tmp/dnd-postgres-$(shell id -u)
-with_postgres = trap 'scripts/postgres.sh $(POSTGRES) stop' EXIT; export DND_TEST_POSTGRES=$$(scripts/postgres.sh $(POSTGRES));
+# A PostgreSQL server for the tests of what many orchestrators share, in a folder that its own user can reach; another checkout has another.
+POSTGRES := /tmp/dnd-postgres-$(firstword $(shell echo "$(CURDIR)" | cksum))
+with_postgres = trap 'scripts/postgres.sh $(POSTGRES) stop' EXIT; url=$$(scripts/postgres.sh $(POSTGRES)); export DND_TEST_POSTGRES=$$url;
 
 help: ## list what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
@@ -35,7 +35,8 @@ test: setup ## all tests but the long ones
 	scripts/k8s.sh
 
 test-long: test ## the tests that take long, too
-	$(with_postgres) cargo test --workspace --locked -- --ignored
+	$(with_postgres) cargo test --workspace --locked -- --ignored --skip so_they_share_a_bucket
+	scripts/objects.sh
 
 test-faults: setup ## kill services, orchestrators and PostgreSQL 200 times in the middle of jobs, and compare the results
 	cargo build --workspace --bins --locked
