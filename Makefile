@@ -13,6 +13,9 @@ FUZZ_SECONDS ?= 60
 POSTGRES := /tmp/dnd-postgres-$(firstword $(shell echo "$(CURDIR)" | cksum))
 with_postgres = trap 'scripts/postgres.sh $(POSTGRES) stop' EXIT; url=$$(scripts/postgres.sh $(POSTGRES)); export DND_TEST_POSTGRES=$$url;
 
+# Where the tests are that take long and need no other library's models, as those of `make parity` do.
+LONG := demo entries faults hostile large plan serving
+
 help: ## list what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
 
@@ -35,7 +38,7 @@ test: setup ## all tests but the long ones
 	scripts/k8s.sh
 
 test-long: test ## the tests that take long, too
-	$(with_postgres) cargo test --workspace --locked -- --ignored --skip so_they_share_a_bucket
+	$(with_postgres) cargo test --workspace --locked $(LONG:%=--test %) -- --ignored --nocapture
 	scripts/objects.sh
 
 test-faults: setup ## kill services, orchestrators and PostgreSQL 200 times in the middle of jobs, and compare the results
