@@ -62,7 +62,12 @@ class Up:
             archive.extractall(folder / "pictures", members=archive.getmembers()[::10], filter="data")
         command = [BIN / "dnd", "dissect", "--endpoint", f"http://127.0.0.1:{self.port}", "--target", SKETCH / "targets/planted/planted.onnx"]
         command += ["--layer", "pattern", "--units", units, "--images", folder / "pictures", "--out", folder / "out", "--num-inference-steps", "4"]
-        return subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        job = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        # Whoever creates a job is told at once of a service that is away; the job itself waits for it.
+        listed = [BIN / "dnd", "jobs", "list", "--json", "--endpoint", f"http://127.0.0.1:{self.port}"]
+        while job.poll() is None and not subprocess.run(listed, env=ENV, capture_output=True, text=True).stdout.strip():
+            time.sleep(0.05)
+        return job
 
 
 def running(pid):

@@ -96,6 +96,7 @@ impl Service {
             summary: summary.into(),
             token_summary: token_summary.into(),
             top: Some(pictures as u32),
+            shard: None,
         };
         let mut events = self.client.probe(request).await.unwrap().into_inner();
         let mut units = Vec::new();
