@@ -17,6 +17,8 @@ use serde_json::Value;
 /// How long a job may take to end once nothing is killed any more.
 const PATIENCE: Duration = Duration::from_secs(300);
 const SEED: u64 = 7;
+/// How long nothing is killed at most while nothing comes of a job.
+const CALM: Duration = Duration::from_secs(5);
 
 /// A PostgreSQL server of its own.
 struct Postgres(PathBuf);
@@ -163,6 +165,7 @@ fn storm(kills: usize, layers: &'static str, units: usize) {
     let mut killed: BTreeMap<(&str, String), usize> = BTreeMap::new();
     let mut jobs: Vec<String> = Vec::new();
     let mut bag: Vec<usize> = Vec::new();
+    let mut last = Value::Null;
     for _ in 0..kills {
         // Each component in turn, in an order drawn anew each time; a new job when the last has ended.
         if bag.is_empty() {
@@ -174,7 +177,13 @@ fn storm(kills: usize, layers: &'static str, units: usize) {
             jobs.push(storm.create(jobs.len() as u64));
             storm.job(jobs.last().unwrap()).unwrap()
         });
+        // On a slow machine, too, something has come of the job since the last kill.
+        let since = Instant::now();
+        while since.elapsed() < CALM && storm.job(jobs.last().unwrap()).is_none_or(|now| now["progress"] == last) {
+            thread::sleep(Duration::from_millis(50));
+        }
         thread::sleep(Duration::from_millis(random.below(600)));
+        last = job["progress"].clone();
         *killed.entry((COMPONENTS[component], stage(&job))).or_default() += 1;
         storm.kill_and_restart(component, Duration::from_millis(random.below(400)));
     }

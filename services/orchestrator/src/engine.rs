@@ -35,6 +35,9 @@ const AGAIN: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_millis(500);
 /// Between two looks at paused jobs.
 const MEND: Duration = Duration::from_secs(1);
+/// How often, and how long after each time, a job's models are looked for again before the job pauses for one that is not there.
+const WAITS: u32 = 16;
+const WAIT: Duration = Duration::from_millis(500);
 /// Units of a probing pass that are written together.
 const PROBED: usize = 256;
 /// Jobs whose results of late are kept in memory.
@@ -260,7 +263,15 @@ impl Engine {
             Arc::clone(open.get_or_insert(job.to_owned(), Arc::default))
         };
         let open = async || {
-            let work = self.look_up(job).await?;
+            let mut waits = 0;
+            let work = loop {
+                match self.look_up(job).await {
+                    // Started anew at once, as a rule.
+                    Err(Shut::Pause(why)) if why.fault.reason() == SERVICE_AWAY && waits < WAITS => waits += 1,
+                    looked_up => break looked_up?,
+                }
+                tokio::time::sleep(WAIT).await;
+            };
             Ok(Arc::new(Calls::new(self.models.clone(), Arc::clone(&self.blobs), &self.results, work)))
         };
         cell.get_or_try_init(open).await.cloned()
