@@ -35,8 +35,8 @@ const AGAIN: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_millis(500);
 /// Between two looks at paused jobs.
 const MEND: Duration = Duration::from_secs(1);
-/// How often, and how long after each time, a job's models are looked for again before the job pauses for one that is not there.
-const WAITS: u32 = 16;
+/// How long a job's models are looked for before the job pauses for one that is not there, and how long after each time.
+const AWAY: Duration = Duration::from_secs(5);
 const WAIT: Duration = Duration::from_millis(500);
 /// Units of a probing pass that are written together.
 const PROBED: usize = 256;
@@ -263,11 +263,11 @@ impl Engine {
             Arc::clone(open.get_or_insert(job.to_owned(), Arc::default))
         };
         let open = async || {
-            let mut waits = 0;
+            let since = Instant::now();
             let work = loop {
                 match self.look_up(job).await {
                     // Started anew at once, as a rule.
-                    Err(Shut::Pause(why)) if why.fault.reason() == SERVICE_AWAY && waits < WAITS => waits += 1,
+                    Err(Shut::Pause(why)) if why.fault.reason() == SERVICE_AWAY && since.elapsed() < AWAY => {}
                     looked_up => break looked_up?,
                 }
                 tokio::time::sleep(WAIT).await;
