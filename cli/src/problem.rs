@@ -2,7 +2,7 @@
 
 use std::{fmt, io, path::Path, process::ExitCode};
 
-use dnd_mesh::Fault;
+use dnd_mesh::{Fault, retry::is_away};
 use tonic::{Code, Status};
 
 use crate::out::printable;
@@ -12,6 +12,8 @@ use crate::out::printable;
 pub(crate) struct Problem {
     message: String,
     kind: Kind,
+    /// Whether the mesh was not there, or not to the end.
+    away: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,17 +32,17 @@ pub(crate) const INTERRUPTED: u8 = 130;
 impl Problem {
     /// Something that was asked for can't be right.
     pub(crate) fn input(message: impl Into<String>) -> Self {
-        Self { message: message.into(), kind: Kind::Input }
+        Self { message: message.into(), kind: Kind::Input, away: false }
     }
 
     /// Ctrl-C ended the command before there was anything to show for it.
     pub(crate) fn interrupted() -> Self {
-        Self { message: "interrupted".to_owned(), kind: Kind::Interrupted }
+        Self { message: "interrupted".to_owned(), kind: Kind::Interrupted, away: false }
     }
 
     /// Something failed.
     pub(crate) fn failure(message: impl Into<String>) -> Self {
-        Self { message: message.into(), kind: Kind::Failure }
+        Self { message: message.into(), kind: Kind::Failure, away: false }
     }
 
     /// A file that can't be read or written: the person's mistake if it is not there or may not be touched, a failure otherwise.
@@ -50,6 +52,11 @@ impl Problem {
             io::ErrorKind::PermissionDenied | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory => Self::input(format!("{}: {error}", path.display())),
             _ => Self::failure(format!("{}: {error}", path.display())),
         }
+    }
+
+    /// Whether the mesh was not there, or not to the end, and the same may go well once it is there again.
+    pub(crate) fn is_away(&self) -> bool {
+        self.away
     }
 
     pub(crate) fn exit_code(&self) -> ExitCode {
@@ -83,13 +90,13 @@ impl From<Fault> for Problem {
             Code::InvalidArgument | Code::FailedPrecondition | Code::NotFound | Code::OutOfRange => Kind::Input,
             _ => Kind::Failure,
         };
-        Self { message: fault.to_string(), kind }
+        Self { message: fault.to_string(), kind, away: false }
     }
 }
 
 impl From<Status> for Problem {
     fn from(status: Status) -> Self {
-        Fault::relayed(&status).into()
+        Self { away: is_away(&status), ..Fault::relayed(&status).into() }
     }
 }
 

@@ -1,6 +1,8 @@
 //! The fuzzers' entries on a stable compiler, for a short while: their seeds, and bytes changed in them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+// There it is a library of its own.
+#[allow(unreachable_pub)]
 #[path = "../../fuzz/src/lib.rs"]
 mod entries;
 

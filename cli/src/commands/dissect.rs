@@ -243,7 +243,7 @@ async fn follow_from(job: &Job, after: &mut u64, tries: &mut u32, mesh: &mut Mes
             Err(status) => return Ok(Followed::Broken(status)),
         };
         *tries = TRIES;
-        *after = event.number.max(*after);
+        let told = std::mem::replace(after, event.number.max(*after));
         let is_past = event.number < job.last_event;
         match event.event {
             Some(Event::Accepted(accepted)) => {
@@ -263,7 +263,14 @@ async fn follow_from(job: &Job, after: &mut u64, tries: &mut u32, mesh: &mut Mes
                 watch.say(&format!("skipped {}: {}", skipped.path, skipped.reason));
                 folder.skipped(skipped);
             }
-            Some(Event::Unit(unit)) => folder.unit(unit, &mut mesh.pictures).await?,
+            Some(Event::Unit(unit)) => match folder.unit(unit, &mut mesh.pictures).await {
+                // It is told of again, and then its pictures are asked for again.
+                Err(problem) if problem.is_away() => {
+                    *after = told;
+                    return Ok(Followed::Broken(Status::unavailable(problem.to_string())));
+                }
+                kept => kept?,
+            },
             Some(Event::Paused(JobPaused { by_itself: false, message, .. })) if !is_past => return Err(Problem::failure(message)),
             Some(Event::Paused(paused)) => watch.say(&format!("paused: {}", paused.message)),
             Some(Event::Resumed(resumed)) => {

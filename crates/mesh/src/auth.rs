@@ -70,6 +70,7 @@ const METHODS: &[(&str, Scope)] = &[
     ("dnd.v1.DissectService/GetUnit", Scope::Read),
     ("dnd.v1.DissectService/ListJobs", Scope::Read),
     ("dnd.v1.DissectService/ListUnits", Scope::Read),
+    ("dnd.v1.DissectService/ResumeJob", Scope::Run),
     ("dnd.v1.DissectService/SelectConcept", Scope::Run),
     ("dnd.v1.DissectService/WatchJob", Scope::Read),
     ("dnd.v1.EmbeddingService/EmbedImages", Scope::Run),

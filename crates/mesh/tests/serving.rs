@@ -11,6 +11,7 @@ use std::{
 
 use dnd_mesh::{
     Fault,
+    admin::Admin,
     args::{AccessArgs, ServeArgs, TlsArgs},
     balance::Balanced,
     batch::{Batcher, Limits, Stop, Worker},
@@ -301,6 +302,8 @@ async fn a_model_that_answers_nothing_any_more_ends_its_service_and_inputs_that_
         tls: TlsArgs::default(),
         access: AccessArgs::default(),
     };
+    // Measuring begins with the first admin port; a service's model is loaded after that.
+    let _measured = Admin::open(any(), None).await.unwrap();
     let (services, _, broken) = services("fragile", None, Duration::from_millis(1), Limits { queue: 64, batch: 4 });
     let (load, loading) = std::sync::mpsc::channel::<()>();
     let served = tokio::spawn(async move {

@@ -1,6 +1,10 @@
 //! Texts to ids and back.
 
-use std::path::Path;
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+};
 
 use serde::Deserialize;
 use tokenizers::{ModelWrapper, Tokenizer as Inner};
@@ -45,7 +49,8 @@ impl Tokenizer {
 
     /// Reads a `tokenizer.json` alone.
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let mut inner = Inner::from_file(path).map_err(|e| Error::file(path, e.to_string()))?;
+        let read = no_panic(|| Inner::from_file(path)).map_err(|panic| Error::file(path, format!("it is no tokenizer: {panic}")))?;
+        let mut inner = read.map_err(|e| Error::file(path, e.to_string()))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::file(path, e.to_string()))?;
         Ok(Self { inner, clean_up: false })
@@ -53,12 +58,13 @@ impl Tokenizer {
 
     /// The ids of a text; `special` adds the tokens that the post-processor puts around it.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, Error> {
-        self.inner.encode_fast(text, special).map(|encoding| encoding.get_ids().to_vec()).map_err(|e| Error::Run(format!("the tokenizer: {e}")))
+        let encoded = no_panic(|| self.inner.encode_fast(text, special)).map_err(broken)?;
+        encoded.map(|encoding| encoding.get_ids().to_vec()).map_err(broken)
     }
 
     /// The text of ids, special tokens left out.
     pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
-        let text = self.inner.decode(ids, true).map_err(|e| Error::Run(format!("the tokenizer: {e}")))?;
+        let text = no_panic(|| self.inner.decode(ids, true)).map_err(broken)?.map_err(broken)?;
         Ok(if self.clean_up { clean_up(text) } else { text })
     }
 
@@ -66,6 +72,18 @@ impl Tokenizer {
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
+}
+
+fn broken(error: impl std::fmt::Display) -> Error {
+    Error::Run(format!("the tokenizer: {error}"))
+}
+
+/// The tokenizers crate panics on some files that it should refuse; that is an error like any other.
+fn no_panic<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic: Box<dyn Any + Send>| {
+        let words = panic.downcast_ref::<&str>().map(|text| (*text).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
+        words.unwrap_or_else(|| "it can't be read".to_owned())
+    })
 }
 
 /// What transformers' `clean_up_tokenization` replaces, in its order.

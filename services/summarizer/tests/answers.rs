@@ -144,7 +144,7 @@ async fn a_question_that_cannot_be_asked_is_answered_with_why_and_the_others_go_
         good.clone(),
         wrong(1, |r| r.caption = " ".into()),
         wrong(2, |r| r.sampling = Some(Sampling { temperature: Some(-1.0), ..Default::default() })),
-        wrong(3, |r| r.caption = "red ".repeat(5000)),
+        wrong(3, |r| r.caption = "red ".repeat(3000)),
     ];
     let answers = simplify(&mut client, requests).await;
     assert!(matches!(answers[0], Simplified::Answer(_)));

@@ -98,6 +98,7 @@ async fn probe_by(
         summary: summary.into(),
         token_summary: tokens.into(),
         top: Some(50),
+        shard: None,
     };
     let mut events = client.probe(request).await?.into_inner();
     let mut units = Vec::new();
