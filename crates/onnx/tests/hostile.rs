@@ -244,7 +244,7 @@ fn hostile(rng: &mut Rng, folder: &Path) -> (&'static str, Vec<u8>) {
         }
         2 => {
             let dims = [[i64::MAX, 2], [1 << 40, 1 << 40], [-1, 3], [0, i64::MAX]][rng.usize(..4)];
-            graph.initializer.push(TensorProto { dims: dims.to_vec(), raw_data: Some(vec![0; 16].into()), ..shape("w", &[]) });
+            graph.initializer.push(TensorProto { dims: dims.to_vec(), raw_data: Some(vec![0; 16]), ..shape("w", &[]) });
             graph.node.push(node("Identity", &["w"], "absurd"));
             "absurd shape of a weight"
         }
