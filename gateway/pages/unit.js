@@ -162,7 +162,7 @@ function load(digest) {
   });
 }
 
-/** A map as 0..255 over what the network saw of the picture. */
+/** A map as 0..255 over what the network saw of the picture; none if it is even. */
 function spread(map, image, seen) {
   const scale = Math.min(1, 375 / Math.max(seen.right - seen.left, seen.bottom - seen.top));
   const grow = Math.max(scale, Math.min(4, 256 / Math.max(1, seen.right - seen.left)));
@@ -179,7 +179,9 @@ function spread(map, image, seen) {
     lowest = Math.min(lowest, data[4 * i]);
     highest = Math.max(highest, data[4 * i]);
   }
-  const range = highest - lowest || 1;
+  // The same everywhere, as of a picture of one colour: no region stands out.
+  if (highest === lowest) return null;
+  const range = highest - lowest;
   for (let i = 0; i < values.length; i++) values[i] = Math.round((255 * (data[4 * i] - lowest)) / range);
   return { values, width, height };
 }

@@ -28,14 +28,17 @@ export async function show(root, [id], signal) {
   first?.catch(() => {});
   const { job } = await api(`/v1/jobs/${encodeURIComponent(id)}`, { signal });
   if (!back) kept = { job: id, units: [], shown: [], scroll: 0, complete: false };
-  const head = header(job, signal);
+  // What tells of the job; it ends before the page does where the job is deleted.
+  const telling = new AbortController();
+  signal.addEventListener("abort", () => telling.abort());
+  const head = header(job, signal, telling);
   const grid = units(job, signal);
   root.append(head.element, ...grid.elements);
   signal.addEventListener("abort", () => (kept.scroll = head.scroll()));
 
   const filling = grid.load(first);
   if (!ended(job.state)) {
-    const stop = watch(id, number(job.last_event), signal, async (kind, event) => {
+    const stop = watch(id, number(job.last_event), telling.signal, async (kind, event) => {
       head.told(kind, event);
       if (kind === "unit") grid.unit(event);
       // A stream that breaks is asked for again by the browser, unless it is the job that came to its end.
@@ -51,7 +54,7 @@ export async function show(root, [id], signal) {
 
 // --- how far the job is ---
 
-function header(job, signal) {
+function header(job, signal, telling) {
   const stages = h("dl", { class: "stages" });
   const facts = h("p", { class: "facts soft" });
   const state = h("span", {});
@@ -132,6 +135,7 @@ function header(job, signal) {
     list.push(h("a", { class: "button", href: `/compare?a=${encodeURIComponent(job.job_id)}` }, "Compare"));
     list.push(
       act("Delete", "Delete this job and its results for good?", async () => {
+        telling.abort();
         await api(`/v1/jobs/${encodeURIComponent(job.job_id)}`, { method: "DELETE" });
         kept.job = null;
         go("/");

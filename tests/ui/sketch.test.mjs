@@ -23,8 +23,8 @@ test("from a network to its labels, their evidence and a concept of one's own", 
   await page.getByRole("link", { name: "Start the first" }).click();
   await page.getByRole("textbox", { name: "Where it lies" }).fill(`file://${join(sketch, "targets/planted/planted.onnx")}`);
   await page.getByRole("button", { name: "Read its layers" }).click();
-  for (const layer of SCREENSHOTS ? ["colour", "texture", "shape", "mixture"] : ["colour", "mixture"]) {
-    await page.getByRole("checkbox", { name: new RegExp(`^${layer}`) }).check();
+  for (const layer of SCREENSHOTS ? ["colour", "pattern", "mixture"] : ["colour", "mixture"]) {
+    await page.getByRole("checkbox", { name: new RegExp(`^${layer}(?!\\.)`) }).check();
   }
   await page.getByLabel("Units of each").fill(SCREENSHOTS ? "0-5" : "0,3");
   await page.getByRole("textbox", { name: "Where they lie" }).fill(`file://${join(sketch, "probing.tar")}`);
@@ -45,12 +45,12 @@ test("from a network to its labels, their evidence and a concept of one's own", 
   assert.equal(rows[0], "layer,unit,label,score,second,third,state,reason");
   assert.equal(rows.length, 1 + (await page.locator(".unit").count()));
 
-  await page.locator(".unit a").first().click();
+  await page.locator(".unit a", { hasText: SCREENSHOTS ? "blue polka dots" : "" }).first().click();
   await page.locator(".why").waitFor();
   const label = await page.locator("h1").textContent();
   assert.match(await page.locator(".why").textContent(), /^Why this label: .*best ranks 1/);
   await picturesLoad(page, ".drawn img, .thumb img, .captions img");
-  await page.waitForFunction(() => document.querySelector(".view").getAttribute("aria-label")?.includes("threshold"));
+  await page.waitForFunction(() => document.querySelector(".view").getAttribute("aria-label")?.includes("activation"));
   await accessible(page);
   await shot(page, "unit");
 
@@ -64,7 +64,8 @@ test("from a network to its labels, their evidence and a concept of one's own", 
   const phone = await open(chromium, mesh.url, 400, "dark");
   await phone.goto(page.url());
   await phone.locator("h1", { hasText: label }).waitFor();
-  await picturesLoad(phone, ".view, .thumb img");
+  await phone.locator(".thumb img").first().scrollIntoViewIfNeeded();
+  await picturesLoad(phone, ".thumb img");
   await accessible(phone);
   await phone.goto(job);
   await picturesLoad(phone, ".unit img");
