@@ -135,7 +135,16 @@ impl Engine {
     /// Prolongs the leases of what is worked on; what is not this process's any more is let go.
     async fn renew(&self, leases: &HashMap<(String, i64), tokio::task::AbortHandle>) {
         match self.store.renew().await {
-            Ok(mine) => leases.iter().filter(|(key, _)| !mine.contains(key)).for_each(|(_, task)| task.abort()),
+            Ok(mine) => {
+                leases.iter().filter(|(key, _)| !mine.contains(key)).for_each(|(_, task)| task.abort());
+                // A task that ended without a word must not keep its unit from the others.
+                for (job, place) in mine.iter().filter(|key| leases.get(*key).is_none_or(tokio::task::AbortHandle::is_finished)) {
+                    tracing::warn!(job, place, "nothing works on a unit that is leased: it is given back");
+                    if let Err(error) = self.store.give_back(job, *place).await {
+                        tracing::warn!(%error, job, place, "it can't be given back");
+                    }
+                }
+            }
             Err(error) => tracing::warn!(%error, "leases can't be prolonged"),
         }
     }

@@ -107,6 +107,13 @@ impl Store {
         rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
     }
 
+    /// Gives back what this process has and nothing works on any more: it can be taken at once.
+    pub(crate) async fn give_back(&self, job: &str, place: i64) -> Result<()> {
+        const FREE: &str = "UPDATE units SET owner = NULL, until = 0 WHERE job = $1 AND place = $2 AND owner = $3 AND state = 0";
+        sqlx::query(FREE).bind(job).bind(place).bind(&*self.owner).execute(&self.database.pool).await?;
+        Ok(())
+    }
+
     /// Says how far a probing pass is.
     pub(crate) async fn probing(&self, lease: &Lease, done: u64, pictures: u64) -> Result<()> {
         const SET: &str = "INSERT INTO stages (job, stage, done, total, seconds, calls, reused, asked, prompt_tokens, answer_tokens) \
