@@ -12,7 +12,10 @@ use dnd_mesh::{Fault, blobs::Blobs};
 use dnd_proto::v1::{Model, ProbedUnit, Provenance, Stage, UnitResult, UnitState};
 use futures::StreamExt as _;
 use lru::LruCache;
-use tokio::{sync::OnceCell, task::JoinSet};
+use tokio::{
+    sync::OnceCell,
+    task::{AbortHandle, JoinSet},
+};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Code;
 use tracing::{Instrument as _, info_span};
@@ -107,14 +110,14 @@ impl Engine {
         let mut beat = tokio::time::interval(self.lease / 4);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut working = JoinSet::new();
-        let mut leases = HashMap::new();
+        let mut leases: Vec<(Lease, AbortHandle)> = Vec::new();
         loop {
             changes.mark_unchanged();
             while working.len() < self.in_flight.get() {
                 match self.store.claim(|job| self.wants(job)).await {
                     Ok(Some(claim)) => {
-                        let key = claim.key();
-                        leases.insert(key.clone(), working.spawn(Arc::clone(&self).settle(claim)));
+                        let lease = claim.lease().clone();
+                        leases.push((lease, working.spawn(Arc::clone(&self).settle(claim))));
                     }
                     Ok(None) => break,
                     Err(error) => {
@@ -124,7 +127,7 @@ impl Engine {
                 }
             }
             tokio::select! {
-                _ = working.join_next(), if !working.is_empty() => leases.retain(|_, task: &mut tokio::task::AbortHandle| !task.is_finished()),
+                _ = working.join_next(), if !working.is_empty() => leases.retain(|(_, task)| !task.is_finished()),
                 _ = beat.tick() => self.renew(&leases).await,
                 _ = stops.changed() => self.renew(&leases).await,
                 () = idle(&mut changes), if working.len() < self.in_flight.get() => {}
@@ -132,20 +135,15 @@ impl Engine {
         }
     }
 
-    /// Prolongs the leases of what is worked on; what is not this process's any more is let go.
-    async fn renew(&self, leases: &HashMap<(String, i64), tokio::task::AbortHandle>) {
-        match self.store.renew().await {
-            Ok(mine) => {
-                leases.iter().filter(|(key, _)| !mine.contains(key)).for_each(|(_, task)| task.abort());
-                // A task that ended without a word must not keep its unit from the others.
-                for (job, place) in mine.iter().filter(|key| leases.get(*key).is_none_or(tokio::task::AbortHandle::is_finished)) {
-                    tracing::warn!(job, place, "nothing works on a unit that is leased: it is given back");
-                    if let Err(error) = self.store.give_back(job, *place).await {
-                        tracing::warn!(%error, job, place, "it can't be given back");
-                    }
-                }
+    /// Prolongs the leases of what is worked on, so that those of what nothing works on any more come to their end; what is not this process's any more is let
+    /// go.
+    async fn renew(&self, working: &[(Lease, AbortHandle)]) {
+        for (lease, task) in working.iter().filter(|(_, task)| !task.is_finished()) {
+            match self.store.renew(lease).await {
+                Ok(()) => {}
+                Err(StoreError::Lost) => task.abort(),
+                Err(error) => tracing::warn!(%error, job = lease.job, place = lease.place, "a lease can't be prolonged"),
             }
-            Err(error) => tracing::warn!(%error, "leases can't be prolonged"),
         }
     }
 
@@ -169,15 +167,15 @@ impl Engine {
 
     /// Does what was taken, and writes what came of it.
     async fn settle(self: Arc<Self>, claim: Claim) {
-        let key = claim.key();
+        let Lease { job, place, .. } = claim.lease().clone();
         let settled = match claim {
             Claim::Pass(lease) => self.pass(&lease).await,
             Claim::Unit(lease, probed) => self.unit(lease, *probed).await,
         };
         match settled {
             Ok(()) => {}
-            Err(StoreError::Lost) => tracing::info!(job = key.0, place = key.1, "the lease is over: another process goes on with it, or nobody"),
-            Err(error) => tracing::warn!(%error, job = key.0, place = key.1, "what came of a unit can't be written; it is taken again when its lease is over"),
+            Err(StoreError::Lost) => tracing::info!(job, place, "the lease is over: another process goes on with it, or nobody"),
+            Err(error) => tracing::warn!(%error, job, place, "what came of a unit can't be written; it is taken again when its lease is over"),
         }
     }
 

@@ -8,6 +8,7 @@ use dnd_proto::v1::{
 };
 use futures::TryStreamExt as _;
 use tempfile::TempDir;
+use tokio::runtime::Handle;
 use tonic::Code;
 
 use super::*;
@@ -132,7 +133,7 @@ async fn a_process_that_was_stopped_past_its_lease_writes_nothing() {
         let (slow, quick) = (Store::new(database.clone(), SHORT), Store::new(database, LONG));
         let job = probed_job(&quick, 1).await;
         let stale = take(&slow).await.unwrap();
-        assert_eq!(slow.renew().await.unwrap().len(), 1);
+        slow.renew(&stale).await.unwrap();
         slow.through(&stale, Stage::Crop, BTreeMap::new()).await.unwrap();
         tokio::time::sleep(2 * SHORT).await;
         // Before another has it, and after.
@@ -150,13 +151,28 @@ async fn a_process_that_was_stopped_past_its_lease_writes_nothing() {
             lost(slow.passed(&stale, Passed::default(), BTreeMap::new()).await);
             lost(slow.probing(&stale, 1, 2).await);
             lost(slow.probed(&stale, &[]).await);
-            assert!(slow.renew().await.unwrap().is_empty());
+            lost(slow.renew(&stale).await);
             assert_eq!((happened(&quick, &job).await, quick.units(&job, &UnitFilter { most: 9, ..Default::default() }).await.unwrap()), before);
             if let Some(lease) = lease {
                 quick.finish(&lease, &result(&lease, UnitState::Dead), BTreeMap::new()).await.unwrap();
             }
         }
         assert_eq!(happened(&quick, &job).await, ["accepted", "skipped broken.png", "unit 0 Dead", "done 0 1 0 false"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_taken_of_a_job_that_is_cancelled_while_its_work_is_looked_for() {
+    for (database, _folder) in databases().await {
+        let store = Store::new(database, LONG);
+        let job = probed_job(&store, 1).await;
+        let cancel = |_: &str| {
+            tokio::task::block_in_place(|| Handle::current().block_on(store.cancel(&job))).unwrap();
+            true
+        };
+        assert!(store.claim(cancel).await.unwrap().is_none());
+        store.resume(&job, false).await.unwrap();
+        assert!(take(&store).await.is_some(), "it is nobody's");
     }
 }
 

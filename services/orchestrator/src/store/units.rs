@@ -1,14 +1,11 @@
 //! Units, and the probing pass before them: taken by one process at a time, stage by stage to their ends.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use dnd_mesh::Fault;
 use dnd_proto::v1::{JobDone, JobState, ProbedUnit, SkippedPicture, Stage, UnitResult, UnitState, UnitSummary, job_event::Event};
 use prost::Message as _;
-use sqlx::{Any, AssertSqlSafe, Row as _, Transaction};
+use sqlx::{Any, AnyConnection, AssertSqlSafe, Row as _, Transaction};
 
 use super::{
     Result, Store, StoreError, count,
@@ -41,10 +38,9 @@ pub(crate) enum Claim {
 }
 
 impl Claim {
-    /// Its job and place.
-    pub(crate) fn key(&self) -> (String, i64) {
+    pub(crate) fn lease(&self) -> &Lease {
         let (Self::Pass(lease) | Self::Unit(lease, _)) = self;
-        (lease.job.clone(), lease.place)
+        lease
     }
 }
 
@@ -76,14 +72,14 @@ type Tallies = BTreeMap<Stage, Tally>;
 
 impl Store {
     /// Takes what there is to do next, for a job that has as little in work as any, so that a large one does not hold up a small one. Only of jobs that
-    /// `wanted` says yes to.
+    /// `wanted` says yes to, and that run when it is taken: one may be cancelled between the two statements.
     pub(crate) async fn claim(&self, wanted: impl Fn(&str) -> bool) -> Result<Option<Claim>> {
         const JOBS: &str = "SELECT jobs.id FROM jobs LEFT JOIN (SELECT job, COUNT(*) AS units FROM units WHERE owner IS NOT NULL GROUP BY job) AS taken \
             ON taken.job = jobs.id WHERE jobs.state = 1 ORDER BY COALESCE(taken.units, 0), random()";
         let take = format!(
             "UPDATE units SET owner = $2, until = (SELECT now FROM clock) + $3, fence = fence + 1 WHERE job = $1 AND place = (SELECT place FROM units \
              WHERE job = $1 AND state = 0 AND (stage > 0 OR place = 0) AND until <= (SELECT now FROM clock) ORDER BY place LIMIT 1{}) \
-             RETURNING place, fence, attempts, probed",
+             AND EXISTS (SELECT 1 FROM jobs WHERE id = $1 AND state = 1) RETURNING place, fence, attempts, probed",
             self.database.for_update_of_free_rows()
         );
         let jobs: Vec<String> = sqlx::query_scalar(JOBS).fetch_all(&self.database.pool).await?;
@@ -100,18 +96,9 @@ impl Store {
         Ok(None)
     }
 
-    /// Prolongs the leases of this process; gives the job and place of each that it still has.
-    pub(crate) async fn renew(&self) -> Result<HashSet<(String, i64)>> {
-        const RENEW: &str = "UPDATE units SET until = (SELECT now FROM clock) + $2 WHERE owner = $1 AND until > (SELECT now FROM clock) RETURNING job, place";
-        let rows = sqlx::query(RENEW).bind(&*self.owner).bind(self.lease.as_millis() as i64).fetch_all(&self.database.pool).await?;
-        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
-    }
-
-    /// Gives back what this process has and nothing works on any more: it can be taken at once.
-    pub(crate) async fn give_back(&self, job: &str, place: i64) -> Result<()> {
-        const FREE: &str = "UPDATE units SET owner = NULL, until = 0 WHERE job = $1 AND place = $2 AND owner = $3 AND state = 0";
-        sqlx::query(FREE).bind(job).bind(place).bind(&*self.owner).execute(&self.database.pool).await?;
-        Ok(())
+    /// Prolongs a lease, if it is not over.
+    pub(crate) async fn renew(&self, lease: &Lease) -> Result<()> {
+        self.hold(&mut *self.database.pool.acquire().await?, lease).await
     }
 
     /// Says how far a probing pass is.
@@ -219,12 +206,12 @@ impl Store {
         self.commit(transaction).await
     }
 
-    /// Checks a lease, prolongs it, and holds its row.
-    async fn hold(&self, transaction: &mut Transaction<'static, Any>, lease: &Lease) -> Result<()> {
+    /// Checks a lease and prolongs it; in a transaction, holds its row.
+    async fn hold(&self, connection: &mut AnyConnection, lease: &Lease) -> Result<()> {
         const HOLD: &str = "UPDATE units SET until = (SELECT now FROM clock) + $5 WHERE job = $1 AND place = $2 AND owner = $3 AND fence = $4 \
             AND until > (SELECT now FROM clock)";
         let hold = sqlx::query(HOLD).bind(&lease.job).bind(lease.place).bind(&*self.owner).bind(lease.fence).bind(self.lease.as_millis() as i64);
-        let held = hold.execute(&mut **transaction).await?.rows_affected() > 0;
+        let held = hold.execute(connection).await?.rows_affected() > 0;
         if held { Ok(()) } else { Err(StoreError::Lost) }
     }
 
