@@ -23,11 +23,12 @@ use tracing::{Instrument as _, info_span};
 use crate::{
     calls::{Calls, Work},
     data::Data,
+    failure::Failure,
     models::{Models, SERVICE_AWAY, SERVICES},
     probing::{self, Probed, ProbingArgs},
     results::Results,
     server::OrchestratorArgs,
-    steps::{self, Course, Failure},
+    steps::{self, Course},
     store::{Claim, Lease, Passed, Pause, Store, StoreError},
 };
 

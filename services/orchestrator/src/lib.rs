@@ -10,6 +10,7 @@ mod calls;
 mod data;
 mod database;
 mod engine;
+mod failure;
 mod memo;
 mod models;
 mod probing;

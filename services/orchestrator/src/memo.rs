@@ -11,7 +11,7 @@ use lru::LruCache;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
 
-use crate::{results::Shelf, steps::Failure};
+use crate::{failure::Failure, results::Shelf};
 
 /// Values by what they were made of, the most recently used ones.
 #[derive(Debug)]

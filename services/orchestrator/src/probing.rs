@@ -360,6 +360,6 @@ impl Passed {
 }
 
 /// A fault of what is kept here.
-pub(crate) fn kept(failure: &crate::steps::Failure) -> Fault {
+pub(crate) fn kept(failure: &crate::failure::Failure) -> Fault {
     Fault::new(Code::Internal, "STORAGE", failure.message.clone())
 }

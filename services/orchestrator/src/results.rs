@@ -14,8 +14,8 @@ use sqlx::{AssertSqlSafe, Row as _};
 
 use crate::{
     database::{Database, places},
+    failure::Failure,
     room::{KEYS, Key, Kind, Room, key_of, now},
-    steps::Failure,
 };
 
 /// The results and pictures that are kept. Several processes may share them.

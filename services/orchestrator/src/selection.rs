@@ -18,8 +18,9 @@ use crate::{
     accept::accept,
     calls::{Calls, Work},
     engine::Engine,
+    failure::Failure,
     probing::{self, Probed, ProbingArgs},
-    steps::{self, Course, Failure},
+    steps::{self, Course},
     store::Passed,
     uploads::not_uploaded,
 };

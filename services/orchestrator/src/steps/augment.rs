@@ -9,7 +9,8 @@ use dnd_method::{
 use dnd_proto::v1::{ActivatingImage, ActivationMap, CroppedPicture, ProbedPicture, ProbedUnit, Stage, TopPicture};
 use image::{GrayImage, ImageFormat};
 
-use super::{Course, Failure, Unit};
+use super::{Course, Unit};
+use crate::failure::Failure;
 
 /// The set I, highest activation first; every picture of it is kept.
 #[derive(Debug, Clone)]

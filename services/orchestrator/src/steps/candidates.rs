@@ -6,8 +6,8 @@ use dnd_method::{
 };
 use dnd_proto::v1::Stage;
 
-use super::{ActivatingImages, Course, Failure, Unit};
-use crate::calls::Said;
+use super::{ActivatingImages, Course, Unit};
+use crate::{calls::Said, failure::Failure};
 
 impl<C: Course> Unit<'_, C> {
     /// Step 2A: a caption for each image of I. Gives those that there are; an image that can't be captioned is left out.

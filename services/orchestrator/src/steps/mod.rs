@@ -11,36 +11,9 @@ use dnd_proto::v1::{ProbedUnit, Stage, StoredImages, UnitResult, UnitState, Usag
 
 use tracing::{Instrument as _, info_span};
 
-use crate::{calls::Calls, store::Pause};
+use crate::{calls::Calls, failure::Failure};
 
 use augment::ActivatingImages;
-
-/// Why a unit, or a part of it, failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Failure {
-    /// A stable word.
-    pub(crate) reason: String,
-    /// A sentence.
-    pub(crate) message: String,
-    /// Whether the item itself is at fault (a picture that can't be read, a text that is too long) and would be again. Such an item is left out and said;
-    /// any other failure is the service's, and a result without the item would be another than the method's: it fails the unit.
-    pub(crate) is_the_items: bool,
-    /// Whether it may be another time.
-    pub(crate) retry: bool,
-    /// What the whole job waits for, if this is a failure that every unit would meet: the unit has no result then.
-    pub(crate) pauses: Option<Box<Pause>>,
-}
-
-impl Failure {
-    pub(crate) fn new(reason: &str, message: impl Into<String>) -> Self {
-        Self { reason: reason.to_owned(), message: message.into(), is_the_items: false, retry: false, pauses: None }
-    }
-
-    /// It may be another time.
-    pub(crate) fn worth_another_try(self) -> Self {
-        Self { retry: true, ..self }
-    }
-}
 
 /// Pictures of the probing set that a unit is asked for: those to crop, and those that may be among the highest activating images.
 pub(crate) fn looked_at(parameters: &Parameters) -> u32 {

@@ -9,8 +9,8 @@ use dnd_method::{
 };
 use dnd_proto::v1::{ConceptScores, GeneratedPicture, RankedConcept, Stage, UnitState};
 
-use super::{ActivatingImages, Course, Failure, Unit};
-use crate::calls::Drawing;
+use super::{ActivatingImages, Course, Unit};
+use crate::{calls::Drawing, failure::Failure};
 
 impl<C: Course> Unit<'_, C> {
     /// Draws pictures of each candidate, shows them to the network, and ranks the candidates; the best is the label.

@@ -19,7 +19,7 @@ use sqlx::{Any, Row as _, Transaction, any::AnyRow};
 use tokio::sync::watch;
 use tonic::Code;
 
-use crate::{database::Database, progress::Tally, steps::Failure};
+use crate::{database::Database, failure::Failure, progress::Tally};
 
 pub(crate) use events::EVENTS;
 pub(crate) use jobs::{NewJob, Pause};
