@@ -12,17 +12,15 @@ use dnd_mesh::Fault;
 use dnd_onnx::{
     Error,
     format::{
-        AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TypeProto,
-        ValueInfoProto,
+        AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto, ValueInfoProto,
         attribute_proto::AttributeType,
         tensor_proto::{DataLocation, DataType},
-        tensor_shape_proto::{Dimension, dimension},
-        type_proto::{self, Tensor},
     },
     graph::{Given, Network, Wanted},
     pictures::{PictureLimits, decode},
     runtime::{self, EngineArgs},
 };
+use dnd_testing::by_hand::{self, ints, node};
 use fastrand::Rng;
 use image::{ImageFormat, RgbImage};
 use prost::Message as _;
@@ -181,32 +179,7 @@ fn many_pictures_made_to_hurt_are_refused() {
 }
 
 fn value(name: &str, dims: &[i64]) -> ValueInfoProto {
-    let dim = dims.iter().map(|side| Dimension { value: Some(dimension::Value::DimValue(*side)), ..Default::default() }).collect();
-    let tensor = Tensor { elem_type: Some(DataType::Float as i32), shape: Some(TensorShapeProto { dim }) };
-    ValueInfoProto {
-        name: Some(name.to_owned()),
-        r#type: Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() }),
-        ..Default::default()
-    }
-}
-
-fn node(operator: &str, inputs: &[&str], output: &str) -> NodeProto {
-    NodeProto {
-        op_type: Some(operator.to_owned()),
-        input: inputs.iter().map(|name| (*name).to_owned()).collect(),
-        output: vec![output.to_owned()],
-        ..Default::default()
-    }
-}
-
-fn shape(name: &str, dims: &[i64]) -> TensorProto {
-    TensorProto {
-        name: Some(name.to_owned()),
-        data_type: Some(DataType::Int64 as i32),
-        dims: vec![dims.len() as i64],
-        int64_data: dims.to_vec(),
-        ..Default::default()
-    }
+    by_hand::value(name, DataType::Float, &dims.iter().copied().map(Some).collect::<Vec<_>>())
 }
 
 /// A small network that can be used: picture -> Relu -> GlobalAveragePool.
@@ -244,7 +217,7 @@ fn hostile(rng: &mut Rng, folder: &Path) -> (&'static str, Vec<u8>) {
         }
         2 => {
             let dims = [[i64::MAX, 2], [1 << 40, 1 << 40], [-1, 3], [0, i64::MAX]][rng.usize(..4)];
-            graph.initializer.push(TensorProto { dims: dims.to_vec(), raw_data: Some(vec![0; 16]), ..shape("w", &[]) });
+            graph.initializer.push(TensorProto { dims: dims.to_vec(), raw_data: Some(vec![0; 16]), ..ints("w", &[]) });
             graph.node.push(node("Identity", &["w"], "absurd"));
             "absurd shape of a weight"
         }
@@ -255,12 +228,12 @@ fn hostile(rng: &mut Rng, folder: &Path) -> (&'static str, Vec<u8>) {
             "absurd input"
         }
         4 => {
-            graph.initializer.push(shape("huge", &[1 << 20, 1 << 20]));
+            graph.initializer.push(ints("huge", &[1 << 20, 1 << 20]));
             graph.node.push(node("ConstantOfShape", &["huge"], "filled"));
             "filled"
         }
         5 => {
-            graph.initializer.push(shape("huge", &[1 << 16, 1 << 20, 8, 8]));
+            graph.initializer.push(ints("huge", &[1 << 16, 1 << 20, 8, 8]));
             graph.node.push(node("Expand", &["relu", "huge"], "expanded"));
             "expanded"
         }

@@ -11,17 +11,17 @@ use dnd_diffusion::{
 use dnd_onnx::{
     folder::ModelFolder,
     format::{
-        AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TypeProto,
-        ValueInfoProto,
+        AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto, ValueInfoProto,
         attribute_proto::AttributeType,
         tensor_proto::{DataLocation, DataType},
-        tensor_shape_proto::{Dimension, dimension},
-        type_proto,
     },
     pictures::{PictureLimits, decode},
     runtime::EngineArgs,
 };
-use dnd_testing::{copy_without, sketch};
+use dnd_testing::{
+    by_hand::{floats, ints, node, value},
+    copy_without, sketch,
+};
 use futures::future::join_all;
 use prost::Message as _;
 use serde_json::{Value, json};
@@ -34,44 +34,9 @@ const LENGTH: i64 = 32;
 /// Any number of pictures.
 const N: Option<i64> = None;
 
-fn node(operator: &str, inputs: &[&str], output: &str) -> NodeProto {
-    NodeProto {
-        op_type: Some(operator.to_owned()),
-        input: inputs.iter().map(|name| (*name).to_owned()).collect(),
-        output: vec![output.to_owned()],
-        ..Default::default()
-    }
-}
-
 fn cast(input: &str, output: &str, to: DataType) -> NodeProto {
     let to = AttributeProto { name: Some("to".to_owned()), r#type: Some(AttributeType::Int as i32), i: Some(to as i64), ..Default::default() };
     NodeProto { attribute: vec![to], ..node("Cast", &[input], output) }
-}
-
-fn ints(name: &str, values: &[i64]) -> TensorProto {
-    TensorProto {
-        name: Some(name.to_owned()),
-        data_type: Some(DataType::Int64 as i32),
-        dims: vec![values.len() as i64],
-        int64_data: values.to_vec(),
-        ..Default::default()
-    }
-}
-
-fn floats(name: &str, dims: &[i64], values: Vec<f32>) -> TensorProto {
-    TensorProto { name: Some(name.to_owned()), data_type: Some(DataType::Float as i32), dims: dims.to_vec(), float_data: values, ..Default::default() }
-}
-
-fn value(name: &str, kind: DataType, shape: &[Option<i64>]) -> ValueInfoProto {
-    let dim = shape
-        .iter()
-        .map(|size| Dimension { value: Some(size.map_or(dimension::Value::DimParam("n".to_owned()), dimension::Value::DimValue)), ..Default::default() });
-    let tensor = type_proto::Tensor { elem_type: Some(kind as i32), shape: Some(TensorShapeProto { dim: dim.collect() }) };
-    ValueInfoProto {
-        name: Some(name.to_owned()),
-        r#type: Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() }),
-        ..Default::default()
-    }
 }
 
 fn write(file: &Path, input: Vec<ValueInfoProto>, node: Vec<NodeProto>, initializer: Vec<TensorProto>, output: ValueInfoProto) {

@@ -1,6 +1,7 @@
-//! What the tests of several packages share: the sketch suite's models and pictures, and HTTP servers.
+//! What the tests of several packages share: the sketch suite's models and pictures, networks by hand, and HTTP servers.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+pub mod by_hand;
 mod http;
 
 use std::{

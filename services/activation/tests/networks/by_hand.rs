@@ -1,15 +1,16 @@
 //! ONNX networks written node by node.
 
+use dnd_testing::by_hand;
+pub(crate) use dnd_testing::by_hand::{floats, ints as int_tensor};
+
 use super::*;
 
 pub(crate) fn node(operator: &str, inputs: &[&str], output: &str, attributes: Vec<AttributeProto>) -> NodeProto {
-    NodeProto {
-        op_type: Some(operator.to_owned()),
-        input: inputs.iter().map(|name| (*name).to_owned()).collect(),
-        output: vec![output.to_owned()],
-        attribute: attributes,
-        ..Default::default()
-    }
+    NodeProto { attribute: attributes, ..by_hand::node(operator, inputs, output) }
+}
+
+pub(crate) fn value(name: &str, shape: &[Option<i64>]) -> ValueInfoProto {
+    by_hand::value(name, DataType::Float, shape)
 }
 
 pub(crate) fn ints(name: &str, ints: &[i64]) -> AttributeProto {
@@ -20,35 +21,9 @@ pub(crate) fn int(name: &str, value: i64) -> AttributeProto {
     AttributeProto { name: Some(name.to_owned()), r#type: Some(AttributeType::Int as i32), i: Some(value), ..Default::default() }
 }
 
-pub(crate) fn int_tensor(name: &str, values: &[i64]) -> TensorProto {
-    TensorProto {
-        name: Some(name.to_owned()),
-        data_type: Some(DataType::Int64 as i32),
-        dims: vec![values.len() as i64],
-        int64_data: values.to_vec(),
-        ..Default::default()
-    }
-}
-
-pub(crate) fn floats(name: &str, dims: &[i64], values: Vec<f32>) -> TensorProto {
-    TensorProto { name: Some(name.to_owned()), data_type: Some(DataType::Float as i32), dims: dims.to_vec(), float_data: values, ..Default::default() }
-}
-
 /// Weights of a convolution, or with two axes of a product, that give each channel as it is.
 pub(crate) fn identity(name: &str, dims: &[i64]) -> TensorProto {
     floats(name, dims, vec![1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0])
-}
-
-pub(crate) fn value(name: &str, shape: &[Option<i64>]) -> ValueInfoProto {
-    let dim = shape
-        .iter()
-        .map(|size| Dimension { value: Some(size.map_or(dimension::Value::DimParam("n".to_owned()), dimension::Value::DimValue)), ..Default::default() });
-    let tensor = type_proto::Tensor { elem_type: Some(DataType::Float as i32), shape: Some(TensorShapeProto { dim: dim.collect() }) };
-    ValueInfoProto {
-        name: Some(name.to_owned()),
-        r#type: Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() }),
-        ..Default::default()
-    }
 }
 
 /// A network by hand.

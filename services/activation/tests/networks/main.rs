@@ -18,11 +18,9 @@ use dnd_mesh::{
 };
 use dnd_onnx::{
     format::{
-        AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TypeProto,
-        ValueInfoProto,
+        AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto, ValueInfoProto,
         attribute_proto::AttributeType,
         tensor_proto::{DataLocation, DataType},
-        tensor_shape_proto::{Dimension, dimension},
         type_proto,
     },
     runtime::EngineArgs,
