@@ -16,7 +16,7 @@ use dnd_mesh::{
     server::{InProcess, Services},
 };
 use dnd_onnx::{folder, runtime};
-use dnd_orchestrator::{Data, Models, WorksOn};
+use dnd_orchestrator::{Data, DataArgs, Models, WorksOn};
 use dnd_summarizer::Summarizer;
 use serde::Deserialize;
 
@@ -138,6 +138,15 @@ impl LocalMesh {
         let services = dnd_orchestrator::add_to(with_models, models, data, &args.orchestrator, works_on);
         Ok(Self { engines, blobs, services, _models: inner })
     }
+}
+
+/// Whether jobs or results of models are kept in a folder: what only looks at them must not begin a place for them.
+pub(crate) fn kept_in(folder: &Path, data: &DataArgs) -> Result<(), Problem> {
+    if data.store.is_some() || Data::is_in(folder) {
+        return Ok(());
+    }
+    let what = if folder.is_dir() { "nothing is kept in it" } else { "no such folder" };
+    Err(Problem::input(format!("{}: {what}; --data names the folder that jobs and results are kept in, such as OUT/.dnd", folder.display())))
 }
 
 /// What is said where a suite is needed and none is named.

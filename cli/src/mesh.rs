@@ -9,7 +9,7 @@ use dnd_proto::v1::{
 
 use crate::{
     args::{JobsArgs, MeshArgs},
-    local::{LocalMesh, Suite, no_suite},
+    local::{LocalMesh, Suite, kept_in, no_suite},
     problem::Problem,
 };
 
@@ -39,8 +39,7 @@ impl Mesh {
             return Ok(Self::over(Dial::open(tls, token_file.as_deref())?.connect(url).await?, None));
         }
         match &data.data {
-            Some(folder) if folder.is_dir() => {}
-            Some(folder) => return Err(Problem::input(format!("{}: no such folder; --data names the folder that jobs are kept in", folder.display()))),
+            Some(folder) => kept_in(folder, data)?,
             None if data.store.is_some() => {}
             None => {
                 return Err(Problem::input(

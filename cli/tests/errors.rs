@@ -54,6 +54,19 @@ fn layers_and_units_that_the_network_does_not_have() {
     refused(&dissect(folder.path(), &planted(), "color", "pictures", &[]), 2, &["\"color\"", "nearest", "colour"]);
     refused(&dissect(folder.path(), &planted(), "colour", "pictures", &["--units", "3,12"]), 2, &["unit 12", "colour", "0 to 11"]);
     refused(&dissect(folder.path(), &planted(), "colour", "pictures", &["--units", "9-3"]), 2, &["9-3"]);
+    assert!(!folder.path().join("out").exists(), "a run that never began leaves nothing");
+}
+
+#[test]
+fn a_folder_without_jobs_is_looked_at_and_left_as_it_was() {
+    let folder = folder(1);
+    let data = folder.path().join("pictures");
+    for command in [&["jobs", "list"][..], &["jobs", "show", "any"], &["cache", "stats"], &["cache", "prune"]] {
+        let of = |data: &Path| dnd(folder.path(), &[command, &["--data", data.to_str().unwrap()]].concat());
+        refused(&of(&data), 2, &["pictures", "nothing is kept in it"]);
+        refused(&of(&folder.path().join("nowhere")), 2, &["nowhere", "no such folder"]);
+    }
+    assert!(!data.join("store.sqlite").exists() && !folder.path().join("nowhere").exists());
 }
 
 #[test]

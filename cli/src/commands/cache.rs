@@ -6,7 +6,7 @@ use bytesize::ByteSize;
 use clap::Subcommand;
 use dnd_orchestrator::{Data, DataArgs};
 
-use crate::problem::Problem;
+use crate::{local::kept_in, problem::Problem};
 
 /// Looks at what is kept of what models made, or makes room.
 #[derive(Debug, clap::Args)]
@@ -54,8 +54,6 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
 
 async fn open(args: &DataArgs) -> Result<Data, Problem> {
     let folder = args.data.as_ref().ok_or_else(|| Problem::input("--data is not set; `dnd dissect` keeps what it makes in the folder .dnd in its --out"))?;
-    if !folder.is_dir() {
-        return Err(Problem::input(format!("{}: no such folder", folder.display())));
-    }
+    kept_in(folder, args)?;
     Data::open(args).await.map_err(|e| Problem::failure(e.to_string()))
 }

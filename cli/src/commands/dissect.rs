@@ -119,9 +119,10 @@ pub(crate) async fn run(mut args: Args) -> Result<ExitCode, Problem> {
     if args.fresh && own.exists() {
         fs::remove_dir_all(&own).map_err(|e| Problem::file(&own, &e))?;
     }
-    args.mesh.data.data.get_or_insert(own);
+    let first = !own.exists();
+    args.mesh.data.data.get_or_insert_with(|| own.clone());
     let place = absolute(&args.out)?.display().to_string();
-    let (mesh, job) = unless_interrupted(async {
+    let begun = unless_interrupted(async {
         let mesh = Mesh::open(&args.mesh).await?;
         let (request, skipped) = inputs.request(&mesh, &place).await?;
         for skipped in skipped {
@@ -131,7 +132,12 @@ pub(crate) async fn run(mut args: Args) -> Result<ExitCode, Problem> {
         let job = begin(&mesh, request, args.fresh, args.failed).await?;
         Ok((mesh, job))
     })
-    .await?;
+    .await;
+    if begun.is_err() && first && own.exists() {
+        // A run that never began leaves nothing; a folder in which there is more stays.
+        let _ = fs::remove_dir_all(&own).and_then(|()| fs::remove_dir(&args.out));
+    }
+    let (mesh, job) = begun?;
     let Ran { folder, interrupted, .. } = follow_to_the_end(mesh, &job, folder).await?;
     summarise(&folder, interrupted)
 }

@@ -1,6 +1,11 @@
 //! Where an orchestrator keeps what must outlive a call: pictures and uploads as blobs, jobs and results in a database.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytesize::ByteSize;
 use clap::Args;
@@ -79,6 +84,11 @@ impl Data {
         let blobs = Arc::new(blobs.sharing(&args.objects).map_err(DataError::Objects)?);
         let results = Results::new(database.clone(), Arc::clone(&blobs), args.keep_bytes.map(|limit| limit.as_u64()));
         Ok(Self { blobs, database, results })
+    }
+
+    /// Whether something was kept in a folder before; to open one that holds nothing begins to keep there.
+    pub fn is_in(folder: &Path) -> bool {
+        Database::is_in(folder)
     }
 
     /// How much is kept.

@@ -65,6 +65,11 @@ impl Database {
         Self::open(&format!("sqlite:{}", folder.join(FILE).display())).await
     }
 
+    /// Whether a data folder has one.
+    pub(crate) fn is_in(folder: &Path) -> bool {
+        folder.join(FILE).is_file()
+    }
+
     /// A database by its URL, `postgres://...` or `sqlite:FILE`, brought to this version's tables.
     pub async fn open(url: &str) -> Result<Self, DatabaseError> {
         install_drivers();
@@ -76,9 +81,10 @@ impl Database {
         };
         let broken = |error: Box<dyn std::error::Error + Send + Sync>| DatabaseError::Broken { place: place.clone(), error };
         let setting = |sql: String| sqlx::raw_sql(sqlx::AssertSqlSafe(sql));
+        // One connection first: a pool would try long where there is no server, or a file that is none, and then not say why.
+        let mut first = AnyConnection::connect(&url).await.map_err(|e| broken(e.into()))?;
         if dialect == Dialect::Sqlite {
-            // Readers don't wait for a writer. Stays with the file; asked of one connection first, since a pool would try a file that is none for long.
-            let mut first = AnyConnection::connect(&url).await.map_err(|e| broken(e.into()))?;
+            // Readers don't wait for a writer. Stays with the file.
             setting("PRAGMA journal_mode = WAL".to_owned()).execute(&mut first).await.map_err(|e| broken(e.into()))?;
         }
         let pool = AnyPoolOptions::new()
@@ -197,6 +203,8 @@ mod tests {
     #[tokio::test]
     async fn passwords_are_not_shown_and_other_kinds_are_refused() {
         assert_eq!(without_password("postgres://me:secret@host/dnd"), "postgres://me:...@host/dnd");
+        let error = Database::open("postgres://me:secret@127.0.0.1:1/dnd").await.unwrap_err().to_string();
+        assert!(error.contains("127.0.0.1:1/dnd") && error.contains("refused") && !error.contains("secret"), "{error}");
         let error = Database::open("mysql://me:secret@host/dnd").await.unwrap_err().to_string();
         assert!(error.contains("postgres://") && !error.contains("secret"), "{error}");
     }
