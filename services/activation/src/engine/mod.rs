@@ -243,6 +243,11 @@ impl Activation {
         let mut digests = Vec::with_capacity(names.len());
         for (name, least) in names {
             let path = network.folder().join(&name);
+            let (roots, link) = (self.roots.clone(), path.clone());
+            if !blocking(move || Ok(roots.hold(&link))).await? {
+                let problem = format!("external data in {}, which is not in the folders that this service reads for others", name.display());
+                return Err(Error::file(file, problem).into());
+            }
             let wrong = |problem: String| Fault::from(Error::file(file, format!("its weights are in {}: {problem}", path.display())));
             let held = size(&path).await.map_err(|e| wrong(if e.kind() == ErrorKind::NotFound { "no such file".to_owned() } else { e.to_string() }))?;
             if held < least {

@@ -45,8 +45,12 @@ fn service() -> (ActivationServiceClient<Channel>, InProcess) {
 
 /// One that runs so many pictures together, in so many sessions.
 fn service_of(batch: usize, sessions: usize) -> (ActivationServiceClient<Channel>, InProcess) {
+    service_with(EngineArgs::sized(batch, sessions), ActivationArgs::default())
+}
+
+fn service_with(engine: EngineArgs, args: ActivationArgs) -> (ActivationServiceClient<Channel>, InProcess) {
     let blobs = Arc::new(Blobs::temporary().unwrap());
-    let activation = Activation::new(EngineArgs::sized(batch, sessions), ActivationArgs::default(), Arc::clone(&blobs));
+    let activation = Activation::new(engine, args, Arc::clone(&blobs));
     let server = InProcess::start(blobs::add_to(add_to(Services::default(), Slot::filled(activation)), blobs));
     (ActivationServiceClient::new(server.channel()), server)
 }

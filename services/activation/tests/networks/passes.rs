@@ -114,6 +114,17 @@ async fn weights_in_a_file_of_their_own_are_a_part_of_the_network() {
             assert!((unit.top[0].activation - expected).abs() < 1e-4, "weights that changed are read again: {} and {expected}", unit.top[0].activation);
         }
     }
+    // As in the caches of model hubs, where the files of a network are links.
+    let elsewhere = tempfile::tempdir().unwrap();
+    fs::rename(folder.path().join("weights.bin"), elsewhere.path().join("blob")).unwrap();
+    std::os::unix::fs::symlink(elsewhere.path().join("blob"), folder.path().join("weights.bin")).unwrap();
+    let target = before.unwrap();
+    probe(&mut client, &target, &set, "weighted", TokenSummary::Unspecified).await.unwrap();
+    let (mut strict, _server) = service_with(EngineArgs::one_session(), ActivationArgs { roots: vec![folder.path().to_owned()], ..Default::default() });
+    let status = probe(&mut strict, &target, &set, "weighted", TokenSummary::Unspecified).await.unwrap_err();
+    assert!(status.message().contains("weights.bin") && status.message().contains("reads for others"), "{}", status.message());
+    fs::remove_file(folder.path().join("weights.bin")).unwrap();
+
     let outside = with_external_weights(folder.path(), [1.0; 3], "../weights.bin");
     let status = probe(&mut client, &outside, &set, "weighted", TokenSummary::Unspecified).await.unwrap_err();
     assert!(status.message().contains("../weights.bin"), "{}", status.message());
