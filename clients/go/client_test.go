@@ -1,0 +1,167 @@
+package dnd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"testing"
+	"time"
+
+	"dnd.example/go/dndv1"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+)
+
+// mesh has one job of two units. The first call finds it full, and each watcher is cut off after two events.
+type mesh struct {
+	dndv1.UnimplementedDissectServiceServer
+	dndv1.UnimplementedPictureServiceServer
+	requestIDs, tokens []string
+	watched            []uint64
+}
+
+func (m *mesh) CreateJob(ctx context.Context, request *dndv1.CreateJobRequest) (*dndv1.CreateJobResponse, error) {
+	headers, _ := metadata.FromIncomingContext(ctx)
+	m.tokens = append(m.tokens, headers.Get("authorization")...)
+	m.requestIDs = append(m.requestIDs, request.GetRequest().GetRequestId())
+	if request.GetRequest().GetLayers()[0].GetLayer() == "nowhere" {
+		info := &errdetails.ErrorInfo{Reason: "UNKNOWN_LAYER", Domain: "dnd.v1"}
+		field := &errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{{Field: "layers[0].layer"}}}
+		failed, _ := status.New(codes.InvalidArgument, "no such layer").WithDetails(info, field)
+		return nil, failed.Err()
+	}
+	if len(m.requestIDs) == 1 {
+		failed, _ := status.New(codes.ResourceExhausted, "full").WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(10 * time.Millisecond)})
+		return nil, failed.Err()
+	}
+	return &dndv1.CreateJobResponse{Job: &dndv1.Job{JobId: "job", LastEvent: 1}}, nil
+}
+
+func unit(number uint32, label string) *dndv1.JobEvent_Unit {
+	return &dndv1.JobEvent_Unit{Unit: &dndv1.UnitResult{Layer: "colour", Unit: number, Label: label}}
+}
+
+func (m *mesh) WatchJob(request *dndv1.WatchJobRequest, stream dndv1.DissectService_WatchJobServer) error {
+	m.watched = append(m.watched, request.GetAfter())
+	accepted := &dndv1.JobAccepted{Layers: []*dndv1.LayerUnits{{Layer: "colour", Units: []uint32{3, 0}}}}
+	events := []*dndv1.JobEvent{
+		{Number: 1, Event: &dndv1.JobEvent_Accepted{Accepted: accepted}},
+		{Number: 2, Event: unit(0, "red")},
+		{Number: 3, Event: unit(3, "green")},
+		{Number: 4, Event: &dndv1.JobEvent_Done{Done: &dndv1.JobDone{Labelled: 2}}},
+	}
+	for _, event := range events[request.GetAfter():][:2] {
+		if err := stream.Send(&dndv1.WatchJobResponse{Event: event}); err != nil {
+			return err
+		}
+	}
+	if request.GetAfter() < 2 {
+		return status.Error(codes.Unavailable, "gone")
+	}
+	return nil
+}
+
+func (m *mesh) GetPictures(request *dndv1.GetPicturesRequest, stream dndv1.PictureService_GetPicturesServer) error {
+	for _, digest := range request.GetDigests() {
+		answer := &dndv1.GetPicturesResponse{Digest: digest}
+		if digest == "kept" {
+			answer.Result = &dndv1.GetPicturesResponse_Picture{Picture: []byte{1}}
+		}
+		if err := stream.Send(answer); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// start gives a mesh and a client of it.
+func start(t *testing.T) (*mesh, *Client) {
+	t.Helper()
+	m, server := &mesh{}, grpc.NewServer()
+	dndv1.RegisterDissectServiceServer(server, m)
+	dndv1.RegisterPictureServiceServer(server, m)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = server.Serve(listener) }()
+	t.Cleanup(server.Stop)
+	client, connection, err := Connect("http://"+listener.Addr().String(), Options{Token: "secret"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = connection.Close() })
+	return m, client
+}
+
+func asking(layer string) *dndv1.DissectRequest {
+	return &dndv1.DissectRequest{Layers: []*dndv1.LayerUnits{{Layer: layer, Units: []uint32{3, 0}}}}
+}
+
+func TestAJobIsFollowedThroughAFullMeshAndABrokenStream(t *testing.T) {
+	m, client := start(t)
+	result, err := client.Dissect(context.Background(), asking("colour"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	labels := ""
+	for _, unit := range result.Units() {
+		labels += fmt.Sprint(unit.GetUnit(), unit.GetLabel(), " ")
+	}
+	if labels != "3green 0red " || result.Unit("colour", 0).GetLabel() != "red" || result.Done.GetLabelled() != 2 {
+		t.Errorf("not what was asked for, or not in its order: %s", labels)
+	}
+	if fmt.Sprint(m.watched) != "[0 2]" {
+		t.Errorf("the watch does not go on after the last event: %v", m.watched)
+	}
+	if len(m.requestIDs) != 2 || m.requestIDs[0] == "" || m.requestIDs[0] != m.requestIDs[1] {
+		t.Errorf("more than one job: %v", m.requestIDs)
+	}
+	if fmt.Sprint(m.tokens) != "[Bearer secret Bearer secret]" {
+		t.Errorf("tokens: %v", m.tokens)
+	}
+}
+
+func TestAnErrorSaysWhyAndWhereAndIsNotTriedAgain(t *testing.T) {
+	m, client := start(t)
+	_, err := client.Dissect(context.Background(), asking("nowhere"), nil)
+	var e *Error
+	if !errors.As(err, &e) || e.Code != codes.InvalidArgument || e.Reason != "UNKNOWN_LAYER" || e.Field != "layers[0].layer" {
+		t.Errorf("%#v", err)
+	}
+	if err.Error() != "UNKNOWN_LAYER: no such layer (field layers[0].layer)" {
+		t.Error(err)
+	}
+	if len(m.requestIDs) != 1 {
+		t.Errorf("tried %d times", len(m.requestIDs))
+	}
+}
+
+func TestWhoStopsWatchingHearsWhy(t *testing.T) {
+	_, client := start(t)
+	enough := errors.New("enough")
+	if err := client.Watch(context.Background(), "job", 0, func(*dndv1.JobEvent) error { return enough }); err != enough {
+		t.Error(err)
+	}
+}
+
+func TestPicturesThatAreNotKeptAnyMoreAreLeftOut(t *testing.T) {
+	_, client := start(t)
+	found, err := client.Pictures(context.Background(), "kept", "gone")
+	if err != nil || len(found) != 1 || len(found["kept"]) != 1 {
+		t.Error(found, err)
+	}
+}
+
+func TestAnEndpointIsAURL(t *testing.T) {
+	for _, endpoint := range []string{"127.0.0.1:50051", "ftp://127.0.0.1", "http://"} {
+		if _, _, err := Connect(endpoint, Options{}); err == nil {
+			t.Errorf("%s is taken for an endpoint", endpoint)
+		}
+	}
+}
