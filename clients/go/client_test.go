@@ -23,6 +23,7 @@ type mesh struct {
 	dndv1.UnimplementedPictureServiceServer
 	requestIDs, tokens []string
 	watched            []uint64
+	selections         int
 }
 
 func (m *mesh) CreateJob(ctx context.Context, request *dndv1.CreateJobRequest) (*dndv1.CreateJobResponse, error) {
@@ -42,6 +43,23 @@ func (m *mesh) CreateJob(ctx context.Context, request *dndv1.CreateJobRequest) (
 	return &dndv1.CreateJobResponse{Job: &dndv1.Job{JobId: "job", LastEvent: 1}}, nil
 }
 
+func (m *mesh) GetJob(_ context.Context, request *dndv1.GetJobRequest) (*dndv1.GetJobResponse, error) {
+	return &dndv1.GetJobResponse{Job: &dndv1.Job{JobId: request.GetJobId(), LastEvent: 1}}, nil
+}
+
+func (m *mesh) SelectConcept(request *dndv1.SelectConceptRequest, stream dndv1.DissectService_SelectConceptServer) error {
+	m.selections++
+	progress := &dndv1.SelectConceptResponse_Progress{Progress: &dndv1.StageProgress{Done: uint64(m.selections)}}
+	if err := stream.Send(&dndv1.SelectConceptResponse{Event: progress}); err != nil {
+		return err
+	}
+	if m.selections == 1 {
+		return status.Error(codes.Unavailable, "gone")
+	}
+	result := &dndv1.SelectConceptResponse_Unit{Unit: &dndv1.UnitResult{Label: request.GetConcepts()[1]}}
+	return stream.Send(&dndv1.SelectConceptResponse{Event: result})
+}
+
 func unit(number uint32, label string) *dndv1.JobEvent_Unit {
 	return &dndv1.JobEvent_Unit{Unit: &dndv1.UnitResult{Layer: "colour", Unit: number, Label: label}}
 }
@@ -54,6 +72,13 @@ func (m *mesh) WatchJob(request *dndv1.WatchJobRequest, stream dndv1.DissectServ
 		{Number: 2, Event: unit(0, "red")},
 		{Number: 3, Event: unit(3, "green")},
 		{Number: 4, Event: &dndv1.JobEvent_Done{Done: &dndv1.JobDone{Labelled: 2}}},
+	}
+	if request.GetJobId() == "waiting" {
+		paused := &dndv1.JobPaused{Reason: "LLM_BUDGET", Message: "the budget is reached"}
+		if err := stream.Send(&dndv1.WatchJobResponse{Event: &dndv1.JobEvent{Number: 1, Event: &dndv1.JobEvent_Paused{Paused: paused}}}); err != nil {
+			return err
+		}
+		return status.Error(codes.Internal, "nobody should wait for more")
 	}
 	for _, event := range events[request.GetAfter():][:2] {
 		if err := stream.Send(&dndv1.WatchJobResponse{Event: event}); err != nil {
@@ -147,6 +172,29 @@ func TestWhoStopsWatchingHearsWhy(t *testing.T) {
 	enough := errors.New("enough")
 	if err := client.Watch(context.Background(), "job", 0, func(*dndv1.JobEvent) error { return enough }); err != enough {
 		t.Error(err)
+	}
+}
+
+func TestAJobIsFoundAgainByItsIDAndOneThatWaitsForSomeoneSaysSo(t *testing.T) {
+	_, client := start(t)
+	result, err := client.Follow(context.Background(), "job", nil)
+	if err != nil || result.Unit("colour", 3).GetLabel() != "green" {
+		t.Error(result, err)
+	}
+	_, err = client.Follow(context.Background(), "waiting", nil)
+	var e *Error
+	if !errors.As(err, &e) || e.Reason != "LLM_BUDGET" || e.Message != "the budget is reached" {
+		t.Errorf("%#v", err)
+	}
+}
+
+func TestConceptsCompeteAlsoWhenTheMeshGoesAway(t *testing.T) {
+	_, client := start(t)
+	var seen []uint64
+	progress := func(stage *dndv1.StageProgress) { seen = append(seen, stage.GetDone()) }
+	unit, err := client.SelectConcept(context.Background(), &dndv1.SelectConceptRequest{Concepts: []string{"sea", "sky"}}, progress)
+	if err != nil || unit.GetLabel() != "sky" || fmt.Sprint(seen) != "[1 2]" {
+		t.Error(unit, seen, err)
 	}
 }
 

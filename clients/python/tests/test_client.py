@@ -46,6 +46,7 @@ class Mesh(dissect_pb2_grpc.DissectServiceServicer, picture_pb2_grpc.PictureServ
         self.request_ids: list[str] = []
         self.tokens: set[Any] = set()
         self.watched: list[int] = []
+        self.selections: list[dissect_pb2.SelectConceptRequest] = []
         self.arrived = b"01"
 
     def CreateJob(self, request: dissect_pb2.CreateJobRequest, context: Any) -> dissect_pb2.CreateJobResponse:
@@ -61,6 +62,10 @@ class Mesh(dissect_pb2_grpc.DissectServiceServicer, picture_pb2_grpc.PictureServ
 
     def WatchJob(self, request: dissect_pb2.WatchJobRequest, context: Any) -> Iterator[dissect_pb2.WatchJobResponse]:
         self.watched.append(request.after)
+        if request.job_id == "waiting":
+            paused = job_pb2.JobPaused(reason="LLM_BUDGET", message="the budget is reached")
+            yield dissect_pb2.WatchJobResponse(event=job_pb2.JobEvent(number=1, paused=paused))
+            context.abort(grpc.StatusCode.INTERNAL, "nobody should wait for more")
         exciting = result_pb2.ActivatingImage(digest="b" * 64, caption="a <red> wall")
         events: list[dict[str, Any]] = [
             {"accepted": job_pb2.JobAccepted(job_id="job", layers=[LayerUnits(layer="colour", units=[3, 0])])},
@@ -73,6 +78,16 @@ class Mesh(dissect_pb2_grpc.DissectServiceServicer, picture_pb2_grpc.PictureServ
         if request.after < 2:
             yield dissect_pb2.WatchJobResponse(event=job_pb2.JobEvent(progress=job_pb2.StageProgress(stage=job_pb2.STAGE_PROBE, done=1, total=2)))
             context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+
+    def GetJob(self, request: dissect_pb2.GetJobRequest, context: Any) -> dissect_pb2.GetJobResponse:
+        return dissect_pb2.GetJobResponse(job=job_pb2.Job(job_id=request.job_id, last_event=1))
+
+    def SelectConcept(self, request: dissect_pb2.SelectConceptRequest, context: Any) -> Iterator[dissect_pb2.SelectConceptResponse]:
+        self.selections.append(request)
+        yield dissect_pb2.SelectConceptResponse(progress=job_pb2.StageProgress(stage=job_pb2.STAGE_GENERATE, done=len(self.selections), total=2))
+        if len(self.selections) == 1:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+        yield dissect_pb2.SelectConceptResponse(unit=unit(request.unit, request.concepts[1]))
 
     def GetPictures(self, request: picture_pb2.GetPicturesRequest, context: Any) -> Iterator[picture_pb2.GetPicturesResponse]:
         for digest in request.digests:
@@ -94,7 +109,7 @@ class Mesh(dissect_pb2_grpc.DissectServiceServicer, picture_pb2_grpc.PictureServ
     def _unused(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
 
-    Dissect = GetJob = ListJobs = CancelJob = ResumeJob = DeleteJob = ListUnits = GetUnit = SelectConcept = DescribeTarget = _unused
+    Dissect = ListJobs = CancelJob = ResumeJob = DeleteJob = ListUnits = GetUnit = DescribeTarget = _unused
 
 
 class ClientTest(unittest.TestCase):
@@ -156,6 +171,35 @@ class ClientTest(unittest.TestCase):
                 self.mesh.arrived = b"01"
                 self.assertEqual(ask(file), requests.digest(file.read_bytes()))
                 self.assertEqual(self.mesh.arrived, file.read_bytes())
+
+    def test_concepts_compete_over_the_pictures_of_a_result_also_when_the_mesh_goes_away(self) -> None:
+        earlier = unit(7, "red", images=[result_pb2.ActivatingImage(digest="b" * 64)])
+        seen: list[job_pb2.StageProgress] = []
+
+        async def select() -> result_pb2.UnitResult:
+            async with dnd.aio.Client(self.endpoint) as client:
+                return await client.select("net.onnx", "colour", 7, ["sea", "sky"], "photos", progress=seen.append)
+
+        with dnd.Client(self.endpoint) as client:
+            self.assertEqual(client.select("net.onnx", "colour", 7, ["sea", "sky"], earlier, progress=seen.append).label, "sky")
+        self.assertEqual([progress.done for progress in seen], [1, 2])
+        self.assertEqual(self.mesh.selections[1].stored.images, earlier.images)
+        self.mesh.selections.clear()
+        self.assertEqual(asyncio.run(select()).label, "sky")
+        self.assertEqual([progress.done for progress in seen], [1, 2, 1, 2])
+        self.assertTrue(self.mesh.selections[1].probing_set.sources[0].uri.startswith("file:///"))
+
+    def test_a_job_is_found_again_by_its_id_and_one_that_waits_for_someone_says_so(self) -> None:
+        async def follow(job_id: str) -> dnd.Dissection:
+            async with dnd.aio.Client(self.endpoint) as client:
+                return await client.follow(job_id)
+
+        with dnd.Client(self.endpoint) as client:
+            for ask in (client.follow, lambda job_id: asyncio.run(follow(job_id))):
+                self.assertEqual(ask("job")["colour", 3].label, "green")
+                with self.assertRaises(dnd.Error) as raised:
+                    ask("waiting")
+                self.assertEqual((raised.exception.reason, raised.exception.message), ("LLM_BUDGET", "the budget is reached"))
 
     def test_a_result_is_a_table_and_is_seen_in_a_notebook(self) -> None:
         with dnd.Client(self.endpoint) as client:

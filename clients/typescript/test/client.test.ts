@@ -7,7 +7,7 @@ import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { connectNodeAdapter } from "@connectrpc/connect-node";
 import { Client, DndError } from "../src/index.js";
-import { DissectService, WatchJobResponseSchema } from "../src/gen/dnd/v1/dissect_pb.js";
+import { DissectService, SelectConceptResponseSchema, WatchJobResponseSchema } from "../src/gen/dnd/v1/dissect_pb.js";
 import type { JobEventSchema } from "../src/gen/dnd/v1/job_pb.js";
 import { PictureService } from "../src/gen/dnd/v1/picture_pb.js";
 import { UnitState } from "../src/gen/dnd/v1/result_pb.js";
@@ -16,7 +16,7 @@ import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from "../src/gen/g
 let server: Http2Server;
 const sessions: ServerHttp2Session[] = [];
 let endpoint: string;
-let requestIds: string[], tokens: Set<string | null>, watched: bigint[];
+let requestIds: string[], tokens: Set<string | null>, watched: bigint[], selections: number;
 
 const unit = (unit: number, label: string) => ({ layer: "colour", unit, label, labels: [label], state: UnitState.LABELLED });
 const events: MessageInitShape<typeof JobEventSchema>["event"][] = [
@@ -46,12 +46,24 @@ before(async () => {
             }
             return { job: { jobId: "job", lastEvent: 1n } };
           },
-          async *watchJob({ after }) {
+          getJob: ({ jobId }) => ({ job: { jobId, lastEvent: 1n } }),
+          async *watchJob({ jobId, after }) {
             watched.push(after);
+            if (jobId === "waiting") {
+              const paused = { reason: "LLM_BUDGET", message: "the budget is reached" };
+              yield create(WatchJobResponseSchema, { event: { number: 1n, event: { case: "paused", value: paused } } });
+              throw new ConnectError("nobody should wait for more", Code.Internal);
+            }
             for (const [i, event] of [...events.entries()].slice(Number(after), Number(after) + 2)) {
               yield create(WatchJobResponseSchema, { event: { number: BigInt(i + 1), event: event! } });
             }
             if (after < 2n) throw new ConnectError("gone", Code.Unavailable);
+          },
+          async *selectConcept({ concepts }) {
+            selections += 1;
+            yield create(SelectConceptResponseSchema, { event: { case: "progress", value: { done: BigInt(selections) } } });
+            if (selections === 1) throw new ConnectError("gone", Code.Unavailable);
+            yield create(SelectConceptResponseSchema, { event: { case: "unit", value: unit(7, concepts[1]!) } });
           },
         })
         .service(PictureService, {
@@ -76,6 +88,7 @@ beforeEach(() => {
   requestIds = [];
   tokens = new Set();
   watched = [];
+  selections = 0;
 });
 
 test("a job is followed through a full mesh and a broken stream", async () => {
@@ -96,6 +109,23 @@ test("an error says why and where and is not tried again", async () => {
     return true;
   });
   assert.equal(requestIds.length, 1);
+});
+
+test("a job is found again by its id, and one that waits for someone says so", async () => {
+  const client = new Client(endpoint);
+  assert.equal((await client.follow("job")).unit("colour", 3)?.label, "green");
+  await assert.rejects(client.follow("waiting"), { name: "DndError", reason: "LLM_BUDGET", message: "the budget is reached" });
+});
+
+test("concepts compete, also when the mesh goes away", async () => {
+  const seen: bigint[] = [];
+  const unit = await new Client(endpoint).select({ concepts: ["sea", "sky"] }, { progress: ({ done }) => seen.push(done) });
+  assert.equal(unit.label, "sky");
+  assert.deepEqual(seen, [1n, 2n]);
+});
+
+test("whoever stops following is not kept", async () => {
+  await assert.rejects(new Client(endpoint).follow("job", { signal: AbortSignal.abort() }), { name: "DndError", code: Code.Canceled });
 });
 
 test("pictures that are not kept any more are left out", async () => {
