@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"net"
 	"net/url"
 
 	"dnd.example/go/dndv1"
@@ -49,10 +50,11 @@ func Connect(endpoint string, options Options) (*Client, io.Closer, error) {
 	if err != nil || place.Host == "" || (place.Scheme != "http" && place.Scheme != "https") {
 		return nil, nil, fmt.Errorf("%q is no endpoint: write it as http://127.0.0.1:50051, or with https", endpoint)
 	}
-	// Refuses to speak to another machine in the clear.
 	transport := local.NewCredentials()
 	if place.Scheme == "https" {
 		transport = credentials.NewTLS(options.TLS)
+	} else if host := place.Hostname(); host != "localhost" && !net.ParseIP(host).IsLoopback() {
+		return nil, nil, fmt.Errorf("%s would be spoken to in the clear: use https, or New with a connection of your own", endpoint)
 	}
 	dial := []grpc.DialOption{grpc.WithTransportCredentials(transport), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes))}
 	if options.Token != "" {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -17,7 +18,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 )
 
-// mesh has one job of two units. The first call finds it full, and each watcher is cut off after two events.
+// mesh has one job of two units. It was cancelled once, and resumed. The first call finds it full, and each watcher is cut off after
+// three events.
 type mesh struct {
 	dndv1.UnimplementedDissectServiceServer
 	dndv1.UnimplementedPictureServiceServer
@@ -40,11 +42,15 @@ func (m *mesh) CreateJob(ctx context.Context, request *dndv1.CreateJobRequest) (
 		failed, _ := status.New(codes.ResourceExhausted, "full").WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(10 * time.Millisecond)})
 		return nil, failed.Err()
 	}
-	return &dndv1.CreateJobResponse{Job: &dndv1.Job{JobId: "job", LastEvent: 1}}, nil
+	return &dndv1.CreateJobResponse{Job: &dndv1.Job{JobId: "job", LastEvent: 3}}, nil
 }
 
 func (m *mesh) GetJob(_ context.Context, request *dndv1.GetJobRequest) (*dndv1.GetJobResponse, error) {
-	return &dndv1.GetJobResponse{Job: &dndv1.Job{JobId: request.GetJobId(), LastEvent: 1}}, nil
+	job := &dndv1.Job{JobId: request.GetJobId(), LastEvent: 3}
+	if job.JobId == "waiting" {
+		job.LastEvent = 1
+	}
+	return &dndv1.GetJobResponse{Job: job}, nil
 }
 
 func (m *mesh) SelectConcept(request *dndv1.SelectConceptRequest, stream dndv1.DissectService_SelectConceptServer) error {
@@ -69,9 +75,10 @@ func (m *mesh) WatchJob(request *dndv1.WatchJobRequest, stream dndv1.DissectServ
 	accepted := &dndv1.JobAccepted{Layers: []*dndv1.LayerUnits{{Layer: "colour", Units: []uint32{3, 0}}}}
 	events := []*dndv1.JobEvent{
 		{Number: 1, Event: &dndv1.JobEvent_Accepted{Accepted: accepted}},
-		{Number: 2, Event: unit(0, "red")},
-		{Number: 3, Event: unit(3, "green")},
-		{Number: 4, Event: &dndv1.JobEvent_Done{Done: &dndv1.JobDone{Labelled: 2}}},
+		{Number: 2, Event: &dndv1.JobEvent_Done{Done: &dndv1.JobDone{Cancelled: true}}},
+		{Number: 3, Event: unit(0, "red")},
+		{Number: 4, Event: unit(3, "green")},
+		{Number: 5, Event: &dndv1.JobEvent_Done{Done: &dndv1.JobDone{Labelled: 2}}},
 	}
 	if request.GetJobId() == "waiting" {
 		paused := &dndv1.JobPaused{Reason: "LLM_BUDGET", Message: "the budget is reached"}
@@ -80,12 +87,16 @@ func (m *mesh) WatchJob(request *dndv1.WatchJobRequest, stream dndv1.DissectServ
 		}
 		return status.Error(codes.Internal, "nobody should wait for more")
 	}
-	for _, event := range events[request.GetAfter():][:2] {
+	to := request.GetAfter() + 3
+	if to > 5 {
+		to = 5
+	}
+	for _, event := range events[request.GetAfter():to] {
 		if err := stream.Send(&dndv1.WatchJobResponse{Event: event}); err != nil {
 			return err
 		}
 	}
-	if request.GetAfter() < 2 {
+	if request.GetAfter() < 3 {
 		return status.Error(codes.Unavailable, "gone")
 	}
 	return nil
@@ -141,7 +152,7 @@ func TestAJobIsFollowedThroughAFullMeshAndABrokenStream(t *testing.T) {
 	if labels != "3green 0red " || result.Unit("colour", 0).GetLabel() != "red" || result.Done.GetLabelled() != 2 {
 		t.Errorf("not what was asked for, or not in its order: %s", labels)
 	}
-	if fmt.Sprint(m.watched) != "[0 2]" {
+	if fmt.Sprint(m.watched) != "[0 3]" {
 		t.Errorf("the watch does not go on after the last event: %v", m.watched)
 	}
 	if len(m.requestIDs) != 2 || m.requestIDs[0] == "" || m.requestIDs[0] != m.requestIDs[1] {
@@ -206,10 +217,15 @@ func TestPicturesThatAreNotKeptAnyMoreAreLeftOut(t *testing.T) {
 	}
 }
 
-func TestAnEndpointIsAURL(t *testing.T) {
-	for _, endpoint := range []string{"127.0.0.1:50051", "ftp://127.0.0.1", "http://"} {
-		if _, _, err := Connect(endpoint, Options{}); err == nil {
-			t.Errorf("%s is taken for an endpoint", endpoint)
+func TestNothingGoesInTheClearToAnotherMachine(t *testing.T) {
+	for endpoint, refusal := range map[string]string{
+		"http://mesh.example:50051": "in the clear",
+		"http://192.0.2.1:50051":    "in the clear",
+		"127.0.0.1:50051":           "is no endpoint",
+		"http://":                   "is no endpoint",
+	} {
+		if _, _, err := Connect(endpoint, Options{Token: "secret"}); err == nil || !strings.Contains(err.Error(), refusal) {
+			t.Errorf("%s: %v", endpoint, err)
 		}
 	}
 }

@@ -40,7 +40,7 @@ def unit(number: int, label: str, **more: Any) -> result_pb2.UnitResult:
 
 
 class Mesh(dissect_pb2_grpc.DissectServiceServicer, picture_pb2_grpc.PictureServiceServicer, upload_pb2_grpc.UploadServiceServicer):
-    """Has one job of two units. The first call of a method finds it full, and each watcher is cut off after two events."""
+    """Has one job of two units. It was cancelled once, and resumed. The first call finds it full, and each watcher is cut off after three events."""
 
     def __init__(self) -> None:
         self.request_ids: list[str] = []
@@ -58,7 +58,7 @@ class Mesh(dissect_pb2_grpc.DissectServiceServicer, picture_pb2_grpc.PictureServ
             fail(context, grpc.StatusCode.INVALID_ARGUMENT, "no such layer", info, error_details_pb2.BadRequest(field_violations=[field]))
         if len(self.request_ids) == 1:
             fail(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "full", error_details_pb2.RetryInfo(retry_delay=Duration(nanos=10_000_000)))
-        return dissect_pb2.CreateJobResponse(job=job_pb2.Job(job_id="job", last_event=1))
+        return dissect_pb2.CreateJobResponse(job=job_pb2.Job(job_id="job", last_event=3))
 
     def WatchJob(self, request: dissect_pb2.WatchJobRequest, context: Any) -> Iterator[dissect_pb2.WatchJobResponse]:
         self.watched.append(request.after)
@@ -69,18 +69,19 @@ class Mesh(dissect_pb2_grpc.DissectServiceServicer, picture_pb2_grpc.PictureServ
         exciting = result_pb2.ActivatingImage(digest="b" * 64, caption="a <red> wall")
         events: list[dict[str, Any]] = [
             {"accepted": job_pb2.JobAccepted(job_id="job", layers=[LayerUnits(layer="colour", units=[3, 0])])},
+            {"done": job_pb2.JobDone(cancelled=True)},
             {"unit": unit(0, "red", images=[exciting], concepts=[result_pb2.RankedConcept(concept="red", score=2.5)])},
             {"unit": unit(3, "green")},
             {"done": job_pb2.JobDone(labelled=2)},
         ]
-        for number, event in list(enumerate(events, 1))[request.after :][:2]:
+        for number, event in list(enumerate(events, 1))[request.after :][:3]:
             yield dissect_pb2.WatchJobResponse(event=job_pb2.JobEvent(number=number, **event))
-        if request.after < 2:
+        if request.after < 3:
             yield dissect_pb2.WatchJobResponse(event=job_pb2.JobEvent(progress=job_pb2.StageProgress(stage=job_pb2.STAGE_PROBE, done=1, total=2)))
             context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
 
     def GetJob(self, request: dissect_pb2.GetJobRequest, context: Any) -> dissect_pb2.GetJobResponse:
-        return dissect_pb2.GetJobResponse(job=job_pb2.Job(job_id=request.job_id, last_event=1))
+        return dissect_pb2.GetJobResponse(job=job_pb2.Job(job_id=request.job_id, last_event=1 if request.job_id == "waiting" else 3))
 
     def SelectConcept(self, request: dissect_pb2.SelectConceptRequest, context: Any) -> Iterator[dissect_pb2.SelectConceptResponse]:
         self.selections.append(request)
@@ -125,7 +126,7 @@ class ClientTest(unittest.TestCase):
 
     def check(self, result: dnd.Dissection, seen: list[job_pb2.StageProgress]) -> None:
         self.assertEqual([(unit.unit, unit.label) for unit in result], [(3, "green"), (0, "red")], "in the order that was asked for")
-        self.assertEqual(self.mesh.watched, [0, 2], "the watch goes on after the last event")
+        self.assertEqual(self.mesh.watched, [0, 3], "the watch goes on after the last event")
         self.assertEqual(len(seen), 1)
         self.assertEqual(len(self.mesh.request_ids), 2)
         self.assertEqual(len(set(self.mesh.request_ids)), 1, "one job, however often it is asked for")

@@ -21,12 +21,13 @@ let requestIds: string[], tokens: Set<string | null>, watched: bigint[], selecti
 const unit = (unit: number, label: string) => ({ layer: "colour", unit, label, labels: [label], state: UnitState.LABELLED });
 const events: MessageInitShape<typeof JobEventSchema>["event"][] = [
   { case: "accepted", value: { layers: [{ layer: "colour", units: [3, 0] }] } },
+  { case: "done", value: { cancelled: true } },
   { case: "unit", value: unit(0, "red") },
   { case: "unit", value: unit(3, "green") },
   { case: "done", value: { labelled: 2 } },
 ];
 
-/** Has one job of two units. The first call finds it full, and each watcher is cut off after two events. */
+/** Has one job of two units. It was cancelled once, and resumed. The first call finds it full, and each watcher is cut off after three events. */
 before(async () => {
   const routes = connectNodeAdapter({
     routes: (router) =>
@@ -44,9 +45,9 @@ before(async () => {
             if (requestIds.length === 1) {
               throw new ConnectError("full", Code.ResourceExhausted, undefined, [{ desc: RetryInfoSchema, value: { retryDelay: { nanos: 10_000_000 } } }]);
             }
-            return { job: { jobId: "job", lastEvent: 1n } };
+            return { job: { jobId: "job", lastEvent: 3n } };
           },
-          getJob: ({ jobId }) => ({ job: { jobId, lastEvent: 1n } }),
+          getJob: ({ jobId }) => ({ job: { jobId, lastEvent: jobId === "waiting" ? 1n : 3n } }),
           async *watchJob({ jobId, after }) {
             watched.push(after);
             if (jobId === "waiting") {
@@ -54,10 +55,10 @@ before(async () => {
               yield create(WatchJobResponseSchema, { event: { number: 1n, event: { case: "paused", value: paused } } });
               throw new ConnectError("nobody should wait for more", Code.Internal);
             }
-            for (const [i, event] of [...events.entries()].slice(Number(after), Number(after) + 2)) {
+            for (const [i, event] of [...events.entries()].slice(Number(after), Number(after) + 3)) {
               yield create(WatchJobResponseSchema, { event: { number: BigInt(i + 1), event: event! } });
             }
-            if (after < 2n) throw new ConnectError("gone", Code.Unavailable);
+            if (after < 3n) throw new ConnectError("gone", Code.Unavailable);
           },
           async *selectConcept({ concepts }) {
             selections += 1;
@@ -96,7 +97,7 @@ test("a job is followed through a full mesh and a broken stream", async () => {
   assert.deepEqual(result.units.map(({ unit, label }) => [unit, label]), [[3, "green"], [0, "red"]], "in the order that was asked for");
   assert.equal(result.unit("colour", 0)?.label, "red");
   assert.equal(result.done?.labelled, 2);
-  assert.deepEqual(watched, [0n, 2n], "the watch goes on after the last event");
+  assert.deepEqual(watched, [0n, 3n], "the watch goes on after the last event");
   assert.equal(requestIds.length, 2);
   assert.equal(new Set(requestIds).size, 1, "one job, however often it is asked for");
   assert.deepEqual([...tokens], ["Bearer secret"]);
