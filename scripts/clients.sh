@@ -69,6 +69,8 @@ check() {
 
 test_python() {
   install_python mypy==2.4.1 types-grpcio==1.85.0.20261028 types-protobuf==7.35.1.20260906 pandas==3.1.1 pandas-stubs==3.1.0.261029 pillow==13.0.0
+  # What is left of an earlier build would be installed, too.
+  rm -rf clients/python/build
   install_python './clients/python[notebook,types]'
   (cd clients/python && "$python" -m mypy && "$python" -m unittest discover -s tests)
 }
