@@ -1,6 +1,8 @@
 //! Runs the real programs, for whole-system tests.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+pub mod recorder;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -56,6 +58,11 @@ impl Service {
     pub fn restart(&mut self) {
         fs::remove_file(self.folder.path().join("port")).unwrap();
         (self.child, self.address) = launch(&self.name, &self.args, &self.address, self.folder.path());
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
     /// Where it listens, as a URL.
@@ -133,21 +140,26 @@ impl Mesh {
 
     /// As [`Self::start`], with more arguments for each service.
     pub fn start_with(suite: &Path, more: &[&str]) -> Self {
-        let model = |name: &str| Service::start(&format!("dnd-{name}"), &[&["--model", suite.join(name).to_str().unwrap()], more].concat());
-        let models = [Service::start("dnd-activation", more), model("captioner"), model("summarizer"), model("diffusion"), model("clip")];
-        Self { orchestrator: orchestrator(&models, more), models }
+        let models = models(suite, more);
+        Self { orchestrator: orchestrator(&models.each_ref().map(Service::url), more), models }
     }
 
     /// Another orchestrator over the same models.
     pub fn another_orchestrator(&self, more: &[&str]) -> Service {
-        orchestrator(&self.models, more)
+        orchestrator(&self.models.each_ref().map(Service::url), more)
     }
 }
 
-fn orchestrator(models: &[Service; 5], more: &[&str]) -> Service {
-    let urls: Vec<String> = models.iter().map(Service::url).collect();
+/// Activation, captioner, summarizer, diffusion and CLIP, with the models of a suite and more arguments for each.
+pub fn models(suite: &Path, more: &[&str]) -> [Service; 5] {
+    let model = |name: &str| Service::start(&format!("dnd-{name}"), &[&["--model", suite.join(name).to_str().unwrap()], more].concat());
+    [Service::start("dnd-activation", more), model("captioner"), model("summarizer"), model("diffusion"), model("clip")]
+}
+
+/// An orchestrator over the models at these URLs, in the order of [`models`].
+pub fn orchestrator(models: &[String], more: &[&str]) -> Service {
     let flags = ["--activation", "--captioner", "--summarizer", "--diffusion", "--clip"];
-    let args: Vec<&str> = flags.iter().zip(&urls).flat_map(|(flag, url)| [*flag, url.as_str()]).chain(more.iter().copied()).collect();
+    let args: Vec<&str> = flags.iter().zip(models).flat_map(|(flag, url)| [*flag, url.as_str()]).chain(more.iter().copied()).collect();
     Service::start("dnd-orchestrator", &args)
 }
 

@@ -325,5 +325,9 @@ async fn units_are_listed_by_pages_layers_states_and_words() {
         assert!(store.unit(&job, "layer", 25).await.unwrap().is_none());
         let progress = store.progress(&job).await.unwrap();
         assert!(progress.iter().all(|stage| (stage.done, stage.total) == (4, 25)), "{progress:?}");
+        let lease = take(&store).await.unwrap();
+        store.through(&lease, Stage::Caption, BTreeMap::new()).await.unwrap();
+        let done: Vec<u64> = store.progress(&job).await.unwrap().iter().map(|stage| stage.done).collect();
+        assert_eq!(done, [5, 5, 4, 4, 4], "through cropping and captions is one more");
     }
 }

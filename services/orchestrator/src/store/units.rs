@@ -85,7 +85,7 @@ impl Store {
         let jobs: Vec<String> = sqlx::query_scalar(JOBS).fetch_all(&self.database.pool).await?;
         for job in jobs.into_iter().filter(|job| wanted(job)) {
             let take = sqlx::query(AssertSqlSafe(take.as_str())).bind(&job).bind(&*self.owner).bind(self.lease.as_millis() as i64);
-            if let Some(row) = take.fetch_optional(&self.database.pool).await? {
+            if let Some(row) = take.fetch_optional(&self.database.writes).await? {
                 let lease = Lease { job, place: row.try_get(0)?, fence: row.try_get(1)?, attempts: count(&row, 2)? };
                 return Ok(Some(match message(&row, 3)? {
                     Some(probed) => Claim::Unit(lease, Box::new(probed)),
@@ -98,7 +98,7 @@ impl Store {
 
     /// Prolongs a lease, if it is not over.
     pub(crate) async fn renew(&self, lease: &Lease) -> Result<()> {
-        self.hold(&mut *self.database.pool.acquire().await?, lease).await
+        self.hold(&mut *self.database.writes.acquire().await?, lease).await
     }
 
     /// Says how far a probing pass is.
