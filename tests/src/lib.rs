@@ -3,6 +3,8 @@
 
 use std::{
     fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -56,6 +58,11 @@ impl Service {
     pub fn restart(&mut self) {
         fs::remove_file(self.folder.path().join("port")).unwrap();
         (self.child, self.address) = launch(&self.name, &self.args, &self.address, self.folder.path());
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Where it listens, as a URL.
@@ -135,20 +142,30 @@ impl Mesh {
     pub fn start_with(suite: &Path, more: &[&str]) -> Self {
         let model = |name: &str| Service::start(&format!("dnd-{name}"), &[&["--model", suite.join(name).to_str().unwrap()], more].concat());
         let models = [Service::start("dnd-activation", more), model("captioner"), model("summarizer"), model("diffusion"), model("clip")];
-        Self { orchestrator: orchestrator(&models, more), models }
+        Self { orchestrator: orchestrator(&models.each_ref().map(Service::url), more), models }
     }
 
     /// Another orchestrator over the same models.
     pub fn another_orchestrator(&self, more: &[&str]) -> Service {
-        orchestrator(&self.models, more)
+        orchestrator(&self.models.each_ref().map(Service::url), more)
     }
 }
 
-fn orchestrator(models: &[Service; 5], more: &[&str]) -> Service {
-    let urls: Vec<String> = models.iter().map(Service::url).collect();
+/// An orchestrator over model services at these URLs, in the order of [`Mesh::models`].
+pub fn orchestrator(urls: &[String; 5], more: &[&str]) -> Service {
     let flags = ["--activation", "--captioner", "--summarizer", "--diffusion", "--clip"];
-    let args: Vec<&str> = flags.iter().zip(&urls).flat_map(|(flag, url)| [*flag, url.as_str()]).chain(more.iter().copied()).collect();
+    let args: Vec<&str> = flags.iter().zip(urls).flat_map(|(flag, url)| [*flag, url.as_str()]).chain(more.iter().copied()).collect();
     Service::start("dnd-orchestrator", &args)
+}
+
+/// A GET over plain HTTP: the status code and the body.
+pub fn get(address: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
 /// An empty database on the PostgreSQL server that `DND_TEST_POSTGRES` is the URL of; none where that is not set (scripts/postgres.sh starts one).
