@@ -58,6 +58,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if dnd_activation::is_target_process() {
+        return dnd_activation::run_target();
+    }
     let Cli { command, log, otlp } = Cli::parse();
     let outcome = dnd_mesh::program::run(async {
         let _telemetry = dnd_mesh::telemetry::init(&log, otlp.as_deref());

@@ -5,6 +5,8 @@ pub mod recorder;
 
 use std::{
     fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -63,6 +65,11 @@ impl Service {
     /// Where it listens.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Where it listens, as a URL.
@@ -161,6 +168,16 @@ pub fn orchestrator(models: &[String], more: &[&str]) -> Service {
     let flags = ["--activation", "--captioner", "--summarizer", "--diffusion", "--clip"];
     let args: Vec<&str> = flags.iter().zip(models).flat_map(|(flag, url)| [*flag, url.as_str()]).chain(more.iter().copied()).collect();
     Service::start("dnd-orchestrator", &args)
+}
+
+/// A GET over plain HTTP: the status code and the body.
+pub fn get(address: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
 /// An empty database on the PostgreSQL server that `DND_TEST_POSTGRES` is the URL of; none where that is not set (scripts/postgres.sh starts one).

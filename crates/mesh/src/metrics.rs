@@ -62,6 +62,7 @@ metrics! {
     BATCH_SECONDS = "dnd_batch_duration_seconds", Histogram, ["model"], "Seconds that a batch took.";
     BATCH_STOPPED = "dnd_batch_stopped_total", Counter, ["model"], "Batches that were stopped on the way, because nobody waited for them any more.";
     ENGINE_FAILURES = "dnd_engine_failures_total", Counter, ["model"], "Batches of which the model answered nothing.";
+    TARGET_DEATHS = "dnd_target_deaths_total", Counter, ["reason"], "Processes of targets that were lost: killed or ended (died), by the limit of memory (memory), or of time (timeout).";
 }
 
 /// From a millisecond to an hour.
