@@ -3,6 +3,8 @@
 
 use std::{
     fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -71,6 +73,14 @@ impl Service {
     /// What it has logged.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    /// Processor time that it has taken, in seconds.
+    pub fn processor_time(&self) -> f64 {
+        // The fields after the name, which may have spaces; the times are in ticks of 10 ms (proc(5)).
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        fields[11..13].iter().map(|ticks| ticks.parse::<f64>().unwrap() / 100.0).sum()
     }
 
     /// Sends it a signal, by its name.
@@ -151,6 +161,16 @@ fn orchestrator(models: &[Service; 5], more: &[&str]) -> Service {
     Service::start("dnd-orchestrator", &args)
 }
 
+/// A GET over plain HTTP: the status code and the body.
+pub fn get(address: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
 /// An empty database on the PostgreSQL server that `DND_TEST_POSTGRES` is the URL of; none where that is not set (scripts/postgres.sh starts one).
 pub fn postgres(name: &str) -> Option<String> {
     let server = std::env::var("DND_TEST_POSTGRES").ok()?;
@@ -175,7 +195,7 @@ pub struct Ran {
 /// `dnd` in a folder, about to run.
 pub fn command(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(program("dnd"));
-    command.args(args).current_dir(folder).env_remove("DND_MODELS").env_remove("DND_ENDPOINT");
+    command.args(args).current_dir(folder).env_remove("DND_MODELS").env_remove("DND_ENDPOINT").env_remove("DND_CONFIG");
     command
 }
 

@@ -9,7 +9,7 @@ use dnd_mesh::{
     Slot,
     args::ServeArgs,
     blobs::{self, Blobs, ObjectArgs},
-    program,
+    config, program,
     server::{self, Services},
 };
 use dnd_onnx::{
@@ -38,7 +38,7 @@ struct Args {
 }
 
 fn main() -> Result<()> {
-    program::run(run(Args::parse()))?
+    program::run(run(config::parse()))?
 }
 
 async fn run(args: Args) -> Result<()> {
