@@ -87,6 +87,14 @@ impl Service {
         fs::read_to_string(self.folder.path().join("log")).unwrap()
     }
 
+    /// Processor time that it has taken, in seconds.
+    pub fn processor_time(&self) -> f64 {
+        // The fields after the name, which may have spaces; the times are in ticks of 10 ms (proc(5)).
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        fields[11..13].iter().map(|ticks| ticks.parse::<f64>().unwrap() / 100.0).sum()
+    }
+
     /// Sends it a signal, by its name.
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
@@ -204,7 +212,7 @@ pub struct Ran {
 /// `dnd` in a folder, about to run.
 pub fn command(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(program("dnd"));
-    command.args(args).current_dir(folder).env_remove("DND_MODELS").env_remove("DND_ENDPOINT");
+    command.args(args).current_dir(folder).env_remove("DND_MODELS").env_remove("DND_ENDPOINT").env_remove("DND_CONFIG");
     command
 }
 

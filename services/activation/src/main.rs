@@ -9,7 +9,7 @@ use dnd_mesh::{
     Slot,
     args::ServeArgs,
     blobs::{self, Blobs, ObjectArgs},
-    program,
+    config, program,
     server::{self, Services},
 };
 use dnd_onnx::{
@@ -41,7 +41,7 @@ fn main() -> Result<ExitCode> {
     if dnd_activation::is_target_process() {
         return Ok(dnd_activation::run_target());
     }
-    program::run(run(Args::parse()))??;
+    program::run(run(config::parse()))??;
     Ok(ExitCode::SUCCESS)
 }
 
