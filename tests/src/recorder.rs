@@ -24,7 +24,7 @@ use tokio::{
 /// The stages of a job.
 pub const STAGES: [&str; 6] = ["probe", "crop", "caption", "summarize", "generate", "score"];
 
-/// What came within this before a process died may not have been kept.
+/// What came within this before a process died may not have been kept, and not be found by another one that looks for it.
 const KEPT: Duration = Duration::from_secs(1);
 
 /// The stage that calls of a model are made in, by the method; none of those that ask no model.
@@ -54,6 +54,8 @@ struct Item {
 /// A call that asks for items.
 #[derive(Debug)]
 struct Call {
+    /// Which orchestrator makes it.
+    caller: usize,
     path: String,
     stage: &'static str,
     /// By the numbers that the call gives them.
@@ -154,48 +156,48 @@ pub struct Death {
 pub struct Asked {
     /// Things that models were asked for, each as often as it was.
     pub calls: usize,
-    /// Those that had been asked for before, when that was over.
+    /// Those that had been asked for before.
     pub repeated: usize,
-    /// Those that another process was asking for at the same time.
+    /// Those that another orchestrator was asking for at the same time.
     pub side_by_side: usize,
     /// Things that were in flight at the deaths, added up.
     pub in_flight: usize,
-    /// Things that were asked for again though they had not been in flight at as many deaths: what models, and how long after.
+    /// Things that were asked for again though they had not been in flight at as many deaths: which, by which orchestrators, and when.
     pub unexplained: Vec<String>,
 }
 
 /// What stands before the services.
 pub struct Recorder {
-    urls: Vec<String>,
+    urls: Vec<Vec<String>>,
     calls: Arc<Mutex<Vec<Call>>>,
     /// Ends with this value.
     _runtime: Runtime,
 }
 
 impl Recorder {
-    /// One before each service, by their addresses.
-    pub fn before(services: impl IntoIterator<Item = String>) -> Self {
+    /// Stands before services, by their addresses, for so many orchestrators.
+    pub fn before(services: &[String], callers: usize) -> Self {
         let runtime = Runtime::new().unwrap();
         let calls = Arc::default();
-        let start = |service: String| {
+        let start = |caller: usize, service: &String| {
             let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
             let url = format!("http://{}", listener.local_addr().unwrap());
-            let calls = Arc::clone(&calls);
+            let (service, calls) = (service.clone(), Arc::clone(&calls));
             runtime.spawn(async move {
                 loop {
-                    let (caller, _) = listener.accept().await.unwrap();
-                    tokio::spawn(pass_on(caller, service.clone(), Arc::clone(&calls)));
+                    let (connection, _) = listener.accept().await.unwrap();
+                    tokio::spawn(pass_on(caller, connection, service.clone(), Arc::clone(&calls)));
                 }
             });
             url
         };
-        let urls = services.into_iter().map(start).collect();
+        let urls = (0..callers).map(|caller| services.iter().map(|service| start(caller, service)).collect()).collect();
         Self { urls, calls, _runtime: runtime }
     }
 
-    /// Where they listen.
-    pub fn urls(&self) -> &[String] {
-        &self.urls
+    /// Where an orchestrator finds the services.
+    pub fn urls(&self, caller: usize) -> &[String] {
+        &self.urls[caller]
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Call>> {
@@ -213,26 +215,29 @@ impl Recorder {
         let calls = self.lock();
         let now = Instant::now();
         let mut asked = Asked::default();
-        let mut by_digest: HashMap<[u8; 32], Vec<(Instant, Instant, &str)>> = HashMap::new();
+        let mut by_digest: HashMap<[u8; 32], Vec<(Instant, Instant, &Call)>> = HashMap::new();
         for call in calls.iter() {
             for item in call.items.values() {
                 asked.calls += 1;
-                by_digest.entry(item.digest).or_default().push((item.sent, item.ended.unwrap_or(now), &call.path));
+                by_digest.entry(item.digest).or_default().push((item.sent, item.ended.unwrap_or(now), call));
             }
         }
         for times in by_digest.values_mut() {
             times.sort_by_key(|(sent, ..)| *sent);
             let died = |death: &&Death| times.iter().any(|(sent, ended, _)| *sent <= death.until && *ended + KEPT >= death.from);
             let in_flight = deaths.iter().filter(died).count();
-            let is_beside = |place: usize| times[..place].iter().any(|(_, ended, _)| *ended > times[place].0);
+            let is_beside = |place: usize| {
+                let (sent, _, of) = times[place];
+                times[..place].iter().any(|(_, ended, other)| other.caller != of.caller && *ended + KEPT > sent)
+            };
             let (beside, repeated): (Vec<usize>, Vec<usize>) = (1..times.len()).partition(|place| is_beside(*place));
             asked.in_flight += in_flight;
             asked.side_by_side += beside.len();
             asked.repeated += repeated.len();
             if repeated.len() > in_flight {
                 let since = |at: Instant| at.duration_since(times[0].0);
-                let told: Vec<String> = times.iter().map(|(sent, ended, _)| format!("{:?}..{:?}", since(*sent), since(*ended))).collect();
-                asked.unexplained.push(format!("{} {} at {in_flight} deaths", times[0].2, told.join(" ")));
+                let told = times.iter().map(|(sent, ended, call)| format!("{} from {:?} to {:?}", call.caller, since(*sent), since(*ended)));
+                asked.unexplained.push(format!("{} by {}; {in_flight} deaths", times[0].2.path, told.collect::<Vec<_>>().join(", ")));
             }
         }
         asked
@@ -257,15 +262,15 @@ impl Recorder {
 }
 
 /// Passes on the calls of one connection over one to the service; where one breaks, so does the other.
-async fn pass_on(caller: TcpStream, service: String, calls: Arc<Mutex<Vec<Call>>>) {
+async fn pass_on(caller: usize, connection: TcpStream, service: String, calls: Arc<Mutex<Vec<Call>>>) {
     let Ok(there) = TcpStream::connect(&service).await else { return };
-    let Ok((sender, connection)) = client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(there)).await else { return };
+    let Ok((sender, onward)) = client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(there)).await else { return };
     let pass = service_fn(|request: Request<Incoming>| {
         let (mut sender, calls) = (sender.clone(), Arc::clone(&calls));
         async move {
             let note = stage(request.uri().path()).map(|stage| {
                 let mut all = calls.lock().unwrap();
-                all.push(Call { path: request.uri().path().to_owned(), stage, items: HashMap::new(), ended: false, setup: Bytes::new() });
+                all.push(Call { caller, path: request.uri().path().to_owned(), stage, items: HashMap::new(), ended: false, setup: Bytes::new() });
                 Arc::new(Note { place: all.len() - 1, calls: Arc::clone(&calls) })
             });
             let asked = note.clone();
@@ -277,8 +282,8 @@ async fn pass_on(caller: TcpStream, service: String, calls: Arc<Mutex<Vec<Call>>
             Ok::<_, hyper::Error>(response.map(|body| Tapped { body, messages: BytesMut::new(), note, is_answer: true }))
         }
     });
-    let served = server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(caller), pass);
-    tokio::select! { _ = served => {}, _ = connection => {} }
+    let served = server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(connection), pass);
+    tokio::select! { _ = served => {}, _ = onward => {} }
 }
 
 /// Where a call is noted; with the last of it the call is over.

@@ -92,17 +92,17 @@ impl Storm {
             store.extend(["--store".to_owned(), postgres.start()]);
         }
         let models = models(&sketch(""), &[]);
-        let recorder = Recorder::before(models.iter().map(|service| service.address().to_owned()));
+        let recorder = Recorder::before(&models.each_ref().map(|service| service.address().to_owned()), orchestrators);
         let mut storm = Self { folder, models, recorder, orchestrators: Vec::new(), postgres, store, what, runtime: Runtime::new().unwrap() };
-        storm.orchestrators = (0..orchestrators).map(|_| storm.orchestrator()).collect();
+        storm.orchestrators = (0..orchestrators).map(|caller| storm.orchestrator(caller)).collect();
         storm
     }
 
-    fn orchestrator(&self) -> Service {
+    fn orchestrator(&self, caller: usize) -> Service {
         let store: Vec<&str> = self.store.iter().map(String::as_str).collect();
         let lease = LEASE.to_string();
         let more = ["--lease", &lease, "--units-in-flight", "3", "--shard-pictures", "8"];
-        orchestrator(self.recorder.urls(), &[&store[..], &more].concat())
+        orchestrator(self.recorder.urls(caller), &[&store[..], &more].concat())
     }
 
     /// The arguments of a job by its number: each has other pictures and another seed.
@@ -126,11 +126,11 @@ impl Storm {
     }
 
     /// Creates a job at whichever orchestrator takes it; gives its id.
-    fn create(&self, number: usize) -> String {
+    fn create(&self, number: usize, more: &[&str]) -> String {
         let since = Instant::now();
         loop {
             for orchestrator in &self.orchestrators {
-                if let Some(id) = self.run(&["jobs", "create", "--endpoint", &orchestrator.url()], &self.arguments(number)) {
+                if let Some(id) = self.run(&[&["jobs", "create", "--endpoint", &orchestrator.url()], more].concat(), &self.arguments(number)) {
                     return id.trim().to_owned();
                 }
             }
@@ -227,7 +227,7 @@ fn storm(kills: usize, what: &'static [&'static str], units: usize) {
         let caught = jobs.last().and_then(|_| storm.recorder.catch(&stages, then, Duration::from_secs(1)));
         let Some(stage) = caught else {
             if jobs.last().is_none_or(|id| storm.is_done(id)) {
-                jobs.push(storm.create(jobs.len()));
+                jobs.push(storm.create(jobs.len(), &[]));
                 since = Instant::now();
             }
             assert!(since.elapsed() < PATIENCE, "nothing comes of a job: {}", storm.logs());
@@ -249,9 +249,15 @@ fn storm(kills: usize, what: &'static [&'static str], units: usize) {
         println!("  {name:<20}{}", counts.concat());
     }
     let asked = storm.recorder.asked(&deaths);
-    println!("{} calls of models, {} of them again, of {} that were in flight at the kills; ", asked.calls, asked.repeated, asked.in_flight);
-    println!("{} that both orchestrators made at a time", asked.side_by_side);
+    println!("{} calls of models, {} of them again, of {} that were in flight at the kills,", asked.calls, asked.repeated, asked.in_flight);
+    println!("and {} that both orchestrators made at a time", asked.side_by_side);
     assert!(asked.calls > 0 && asked.unexplained.is_empty(), "made again though nobody died meanwhile:\n{}", asked.unexplained.join("\n"));
+
+    // Another job over what the first worked on, of which other labels are wanted.
+    let since = Instant::now();
+    storm.wait_for(&storm.create(0, &["--labels", "1"]));
+    println!("the first job's inputs once more: {:.1} s", since.elapsed().as_secs_f64());
+    assert_eq!(storm.recorder.asked(&deaths).calls, asked.calls, "no model is called");
 }
 
 #[test]
@@ -272,7 +278,7 @@ fn one_two_and_four_orchestrators_give_the_same() {
     let results: Vec<String> = [1, 2, 4]
         .map(|orchestrators| {
             let storm = Storm::begin("orchestrators", &["targets/resnet/resnet.onnx", "--layer", "layer3"], orchestrators);
-            let id = storm.create(0);
+            let id = storm.create(0, &[]);
             let since = Instant::now();
             storm.wait_for(&id);
             println!("{orchestrators} orchestrators: {:.2} units a second", UNITS as f64 / since.elapsed().as_secs_f64());
