@@ -129,6 +129,7 @@ class ClientTest(unittest.TestCase):
         self.assertEqual(self.mesh.watched, [0, 3], "the watch goes on after the last event")
         self.assertEqual(len(seen), 1)
         self.assertEqual(len(self.mesh.request_ids), 2)
+        self.assertTrue(self.mesh.request_ids[0])
         self.assertEqual(len(set(self.mesh.request_ids)), 1, "one job, however often it is asked for")
         self.assertEqual(self.mesh.tokens, {"Bearer secret"})
 

@@ -99,6 +99,7 @@ test("a job is followed through a full mesh and a broken stream", async () => {
   assert.equal(result.done?.labelled, 2);
   assert.deepEqual(watched, [0n, 3n], "the watch goes on after the last event");
   assert.equal(requestIds.length, 2);
+  assert(requestIds[0]);
   assert.equal(new Set(requestIds).size, 1, "one job, however often it is asked for");
   assert.deepEqual([...tokens], ["Bearer secret"]);
 });
