@@ -68,6 +68,7 @@ pub const REASONS: &[Reason] = &[
     reason("NO_SUCH_METHOD", &[Code::Unimplemented], "The path takes other HTTP methods.", "See the gateway's API page."),
     reason("NO_SUCH_PAGE", &[Code::NotFound], "The gateway has nothing at this path.", "See the gateway's API page."),
     reason("NO_SUCH_PICTURE", &[Code::NotFound], "No picture of that digest is kept.", "Ask only for digests that results name."),
+    reason("NO_SUCH_STUDY", &[Code::NotFound], "There is no study of that id.", "`ListStudies` names those that there are."),
     reason("NO_SUCH_UNIT", &[Code::NotFound], "The job has no such unit, or has not come to it.", "`ListUnits` names those that are finished."),
     reason("NO_TOKEN", &[Code::Unauthenticated], "The service wants a token.", "Send `authorization: Bearer TOKEN`."),
     reason("OTHER_SITE", &[Code::PermissionDenied], "A page of another site called the gateway from a browser.", "Call it from its own pages, or with a token from a program."),
