@@ -1,8 +1,12 @@
 //! Runs the real programs, for whole-system tests.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+pub mod recorder;
+
 use std::{
     fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -58,6 +62,16 @@ impl Service {
         (self.child, self.address) = launch(&self.name, &self.args, &self.address, self.folder.path());
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Where it listens, as a URL.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
@@ -71,6 +85,14 @@ impl Service {
     /// What it has logged.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    /// Processor time that it has taken, in seconds.
+    pub fn processor_time(&self) -> f64 {
+        // The fields after the name, which may have spaces; the times are in ticks of 10 ms (proc(5)).
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        fields[11..13].iter().map(|ticks| ticks.parse::<f64>().unwrap() / 100.0).sum()
     }
 
     /// Sends it a signal, by its name.
@@ -133,22 +155,37 @@ impl Mesh {
 
     /// As [`Self::start`], with more arguments for each service.
     pub fn start_with(suite: &Path, more: &[&str]) -> Self {
-        let model = |name: &str| Service::start(&format!("dnd-{name}"), &[&["--model", suite.join(name).to_str().unwrap()], more].concat());
-        let models = [Service::start("dnd-activation", more), model("captioner"), model("summarizer"), model("diffusion"), model("clip")];
-        Self { orchestrator: orchestrator(&models, more), models }
+        let models = models(suite, more);
+        Self { orchestrator: orchestrator(&models.each_ref().map(Service::url), more), models }
     }
 
     /// Another orchestrator over the same models.
     pub fn another_orchestrator(&self, more: &[&str]) -> Service {
-        orchestrator(&self.models, more)
+        orchestrator(&self.models.each_ref().map(Service::url), more)
     }
 }
 
-fn orchestrator(models: &[Service; 5], more: &[&str]) -> Service {
-    let urls: Vec<String> = models.iter().map(Service::url).collect();
+/// Activation, captioner, summarizer, diffusion and CLIP, with the models of a suite and more arguments for each.
+pub fn models(suite: &Path, more: &[&str]) -> [Service; 5] {
+    let model = |name: &str| Service::start(&format!("dnd-{name}"), &[&["--model", suite.join(name).to_str().unwrap()], more].concat());
+    [Service::start("dnd-activation", more), model("captioner"), model("summarizer"), model("diffusion"), model("clip")]
+}
+
+/// An orchestrator over the models at these URLs, in the order of [`models`].
+pub fn orchestrator(models: &[String], more: &[&str]) -> Service {
     let flags = ["--activation", "--captioner", "--summarizer", "--diffusion", "--clip"];
-    let args: Vec<&str> = flags.iter().zip(&urls).flat_map(|(flag, url)| [*flag, url.as_str()]).chain(more.iter().copied()).collect();
+    let args: Vec<&str> = flags.iter().zip(models).flat_map(|(flag, url)| [*flag, url.as_str()]).chain(more.iter().copied()).collect();
     Service::start("dnd-orchestrator", &args)
+}
+
+/// A GET over plain HTTP: the status code and the body.
+pub fn get(address: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
 /// An empty database on the PostgreSQL server that `DND_TEST_POSTGRES` is the URL of; none where that is not set (scripts/postgres.sh starts one).
@@ -175,7 +212,7 @@ pub struct Ran {
 /// `dnd` in a folder, about to run.
 pub fn command(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(program("dnd"));
-    command.args(args).current_dir(folder).env_remove("DND_MODELS").env_remove("DND_ENDPOINT");
+    command.args(args).current_dir(folder).env_remove("DND_MODELS").env_remove("DND_ENDPOINT").env_remove("DND_CONFIG");
     command
 }
 

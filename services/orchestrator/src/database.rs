@@ -23,6 +23,9 @@ static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
 #[derive(Debug, Clone)]
 pub struct Database {
     pub(crate) pool: AnyPool,
+    /// For what writes. SQLite has one writer at a time, so this has one connection then, which those who wait get in turn: its own way is to have each look
+    /// again after ever longer sleeps.
+    pub(crate) writes: AnyPool,
     dialect: Dialect,
 }
 
@@ -87,8 +90,7 @@ impl Database {
             // Readers don't wait for a writer. Stays with the file.
             setting("PRAGMA journal_mode = WAL".to_owned()).execute(&mut first).await.map_err(|e| broken(e.into()))?;
         }
-        let pool = AnyPoolOptions::new()
-            .max_connections(CONNECTIONS)
+        let options = AnyPoolOptions::new()
             .acquire_timeout(PATIENCE)
             .after_connect(move |connection, _| {
                 Box::pin(async move {
@@ -99,15 +101,19 @@ impl Database {
                     Ok(())
                 })
             })
-            .connect(&url)
-            .await
-            .map_err(|e| broken(e.into()))?;
+            // SQLite undoes a transaction by itself that met a full disk, which leaves sqlx counting on one that is not there: nothing could be begun again.
+            .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }));
+        let pool = options.clone().max_connections(CONNECTIONS).connect(&url).await.map_err(|e| broken(e.into()))?;
+        let writes = match dialect {
+            Dialect::Sqlite => options.max_connections(1).connect(&url).await.map_err(|e| broken(e.into()))?,
+            Dialect::Postgres => pool.clone(),
+        };
         let migrations = match dialect {
             Dialect::Sqlite => &SQLITE,
             Dialect::Postgres => &POSTGRES,
         };
         match migrations.run(&pool).await {
-            Ok(()) => Ok(Self { pool, dialect }),
+            Ok(()) => Ok(Self { pool, writes, dialect }),
             Err(MigrateError::VersionMissing(migration)) => Err(DatabaseError::Newer { place, migration }),
             Err(error) => Err(broken(error.into())),
         }
@@ -116,8 +122,8 @@ impl Database {
     /// Begins a transaction that will write. SQLite has one writer at a time: it is taken at once, since one that has read can't become it later.
     pub(crate) async fn begin(&self) -> Result<Transaction<'static, Any>, sqlx::Error> {
         match self.dialect {
-            Dialect::Sqlite => self.pool.begin_with("BEGIN IMMEDIATE").await,
-            Dialect::Postgres => self.pool.begin().await,
+            Dialect::Sqlite => self.writes.begin_with("BEGIN IMMEDIATE").await,
+            Dialect::Postgres => self.writes.begin().await,
         }
     }
 
@@ -184,6 +190,28 @@ mod tests {
         drop(database);
         let error = Database::in_folder(folder.path()).await.unwrap_err().to_string();
         assert!(error.contains("store.sqlite") && error.contains("newer version") && error.contains("9999"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_transaction_that_met_a_full_disk_spoils_no_later_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Database::in_folder(folder.path()).await.unwrap();
+        let pages = async |most: u32| {
+            let limit = sqlx::raw_sql(sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {most}")));
+            limit.execute(&database.writes).await.unwrap();
+        };
+        let write = async || {
+            let mut transaction = database.begin().await?;
+            let insert = sqlx::query("INSERT INTO pictures (digest, bytes, used) VALUES ($1, 0, 0)").bind(vec![0_u8; 1 << 20]);
+            insert.execute(&mut *transaction).await?;
+            transaction.commit().await
+        };
+        // As if the disk had no more than what is used.
+        pages(1).await;
+        let error = write().await.unwrap_err().to_string();
+        assert!(error.contains("full"), "{error}");
+        pages(1_000_000).await;
+        write().await.unwrap();
     }
 
     #[tokio::test]

@@ -61,7 +61,7 @@ impl Results {
              ON CONFLICT (key) DO UPDATE SET used = excluded.used RETURNING value";
         let bytes = (key.len() + value.len()) as i64;
         let kept = sqlx::query_scalar(keep).bind(key.as_slice()).bind(value).bind(function.to_owned()).bind(bytes).bind(now());
-        let kept = kept.fetch_one(&self.database.pool).await?;
+        let kept = kept.fetch_one(&self.database.writes).await?;
         self.room.wrote(bytes as u64).await?;
         Ok(kept)
     }
@@ -69,7 +69,7 @@ impl Results {
     async fn replace(&self, key: &Key, value: &[u8]) -> Result<(), sqlx::Error> {
         let replace = sqlx::query("UPDATE results SET value = $2, bytes = $3 WHERE key = $1");
         let bytes = (key.len() + value.len()) as i64;
-        replace.bind(key.as_slice()).bind(value).bind(bytes).execute(&self.database.pool).await.map(drop)
+        replace.bind(key.as_slice()).bind(value).bind(bytes).execute(&self.database.writes).await.map(drop)
     }
 
     /// Keeps a picture that can be made again, and gives its digest.
@@ -78,7 +78,7 @@ impl Results {
         let digest = self.blobs.put(picture).await.map_err(|e| storage(&e))?;
         if let Some(key) = key_of(&digest) {
             let keep = "INSERT INTO pictures (digest, bytes, used) VALUES ($1, $2, $3) ON CONFLICT (digest) DO UPDATE SET used = excluded.used";
-            let kept = sqlx::query(keep).bind(key.as_slice()).bind(bytes).bind(now()).execute(&self.database.pool).await;
+            let kept = sqlx::query(keep).bind(key.as_slice()).bind(bytes).bind(now()).execute(&self.database.writes).await;
             kept.map_err(|e| storage(&e))?;
             self.room.wrote(bytes as u64).await.map_err(|e| storage(&e))?;
         }
@@ -261,17 +261,11 @@ mod tests {
     async fn a_full_disk_is_said_and_loses_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let shelf = shelf(folder.path(), &[b"f"]).await;
-        let pool = &shelf.results.database.pool;
         shelf.keep(&A, "first".to_owned()).await.unwrap();
         // As if the disk had no more than what is used.
         let pages = async |count: u32| {
-            let mut connections = Vec::new();
-            for _ in 0..pool.options().get_max_connections() {
-                connections.push(pool.acquire().await.unwrap());
-            }
-            for connection in &mut connections {
-                sqlx::raw_sql(sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {count}"))).execute(&mut **connection).await.unwrap();
-            }
+            let limit = sqlx::raw_sql(sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {count}")));
+            limit.execute(&shelf.results.database.writes).await.unwrap();
         };
         pages(1).await;
         let failure = shelf.keep(&"large", "x".repeat(1 << 20)).await.unwrap_err();

@@ -20,8 +20,8 @@ pub(crate) type Key = [u8; 32];
 
 /// Keys of one statement; databases take some thousands of values.
 pub(crate) const KEYS: usize = 500;
-/// A use is noted only if the last one that was noted is older; many are noted together.
-const USES: Duration = Duration::from_secs(60);
+/// A use is noted only if the last one that was noted is older, and many are noted together: to note one has SQLite read all of the result.
+const USES: Duration = Duration::from_secs(600);
 const USES_TOGETHER: usize = 4096;
 /// What was used since then is worked with, and stays whatever the limit.
 const IN_WORK: Duration = Duration::from_secs(3600);
@@ -133,7 +133,7 @@ impl Room {
                 let (table, name) = kind.table();
                 let note = format!("UPDATE {table} SET used = $1 WHERE {name} IN ({})", places(2, keys.len()));
                 let note = sqlx::query(AssertSqlSafe(note)).bind(now());
-                keys.iter().fold(note, |note, key| note.bind(key.as_slice())).execute(&self.database.pool).await?;
+                keys.iter().fold(note, |note, key| note.bind(key.as_slice())).execute(&self.database.writes).await?;
             }
         }
         Ok(())
@@ -185,7 +185,7 @@ impl Room {
                 let (table, name) = kind.table();
                 let delete = format!("DELETE FROM {table} WHERE {name} IN ({})", places(1, keys.len()));
                 let delete = sqlx::query(AssertSqlSafe(delete));
-                keys.iter().fold(delete, |delete, key| delete.bind(key.as_slice())).execute(&self.database.pool).await?;
+                keys.iter().fold(delete, |delete, key| delete.bind(key.as_slice())).execute(&self.database.writes).await?;
             }
         }
         let (_, pinned) = stats.pinned;
@@ -220,11 +220,16 @@ impl Room {
 
 /// Pins the pictures that a unit's result refers to: they stay until its job is unpinned. To be called in the transaction that writes the result.
 pub(crate) async fn pin(connection: &mut AnyConnection, job: &str, result: &UnitResult) -> Result<(), sqlx::Error> {
-    let pictures: Vec<Key> = pictures_of(result).into_iter().collect();
+    pin_pictures(connection, job, pictures_of(result)).await
+}
+
+/// As [`pin`], for whatever else refers to pictures by its id.
+pub(crate) async fn pin_pictures(connection: &mut AnyConnection, id: &str, pictures: HashSet<Key>) -> Result<(), sqlx::Error> {
+    let pictures: Vec<Key> = pictures.into_iter().collect();
     for pictures in pictures.chunks(KEYS) {
         let rows: Vec<String> = (2..2 + pictures.len()).map(|place| format!("(${place}, $1)")).collect();
         let insert = format!("INSERT INTO pins (digest, job) VALUES {} ON CONFLICT DO NOTHING", rows.join(", "));
-        let insert = sqlx::query(AssertSqlSafe(insert)).bind(job.to_owned());
+        let insert = sqlx::query(AssertSqlSafe(insert)).bind(id.to_owned());
         pictures.iter().fold(insert, |insert, picture| insert.bind(picture.as_slice())).execute(&mut *connection).await?;
     }
     Ok(())

@@ -8,18 +8,14 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use dnd_mesh::{
-    Fault, blobs,
-    server::{InProcess, Services},
-};
-use dnd_orchestrator::{Data, DataArgs, Models, OrchestratorArgs, WorksOn, add_to};
+use dnd_mesh::{Fault, blobs};
+use dnd_orchestrator::{DataArgs, OrchestratorArgs};
 use dnd_proto::v1::{
-    Answer, DissectRequest, JobDone, JobPaused, LayerUnits, Parameters, ProbingSet, SummarizeRequest, Target, UnitResult, UnitState, Usage,
-    dissect_service_client::DissectServiceClient, job_event::Event,
+    Answer, JobDone, JobPaused, Parameters, SummarizeRequest, UnitResult, UnitState, Usage, dissect_service_client::DissectServiceClient, job_event::Event,
 };
 use tonic::Code;
 
-use stand_ins::{Behaviour, Fakes, png, said};
+use stand_ins::{Behaviour, Fakes, orchestrator, png, request, said};
 
 /// Runs a job over the stand-ins on three live units and a dead one; gives the results in the order of the units.
 async fn run(behaviour: Behaviour) -> (Vec<UnitResult>, Arc<Behaviour>) {
@@ -50,17 +46,8 @@ async fn run_over(
 ) -> (Vec<UnitResult>, Result<JobDone, JobPaused>, Arc<Behaviour>) {
     let fakes = Fakes(Arc::new(behaviour));
     let models = fakes.start();
-    let channel = || models.channel().into();
-    let data = Data::open(data).await.unwrap();
-    let orchestrator = add_to(Services::default(), Models::over(channel(), channel(), channel(), channel(), channel()), data, &args, WorksOn::AllJobs);
-    let server = InProcess::start(orchestrator);
-    let request = DissectRequest {
-        target: Some(Target { uri: "file:/somewhere/net.onnx".into(), ..Default::default() }),
-        layers: vec![LayerUnits { layer: "layer".into(), units: vec![0, 1, 2, 99] }],
-        probing_set: Some(ProbingSet::default()),
-        parameters: Some(Parameters { images_per_concept: Some(4), ..parameters }),
-        ..Default::default()
-    };
+    let server = orchestrator(&models, data, &args).await;
+    let request = request(vec![0, 1, 2, 99], Parameters { images_per_concept: Some(4), ..parameters });
     let mut events = DissectServiceClient::new(server.channel()).dissect(request).await.unwrap().into_inner();
     let mut units = Vec::new();
     loop {

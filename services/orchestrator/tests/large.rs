@@ -10,14 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dnd_mesh::server::{InProcess, Services};
-use dnd_orchestrator::{Data, DataArgs, Models, OrchestratorArgs, WorksOn, add_to};
+use dnd_orchestrator::{DataArgs, OrchestratorArgs};
 use dnd_proto::v1::{
-    CreateJobRequest, DissectRequest, GetJobRequest, JobState, LayerUnits, ListJobsRequest, ListUnitsRequest, Parameters, ProbingSet, SummarizeRequest, Target,
-    dissect_service_client::DissectServiceClient,
+    CreateJobRequest, GetJobRequest, JobState, ListJobsRequest, ListUnitsRequest, Parameters, SummarizeRequest, dissect_service_client::DissectServiceClient,
 };
 
-use stand_ins::{Behaviour, Fakes, png};
+use stand_ins::{Behaviour, Fakes, orchestrator, request};
 
 const UNITS: u32 = 30_000;
 /// Mebibytes that the process may have more at its end than at a tenth of the job.
@@ -31,32 +29,45 @@ fn memory() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
 }
 
-fn size(folder: &Path) -> u64 {
-    fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum()
+/// Bytes of the database, and of the pictures.
+fn sizes(folder: &Path) -> (u64, u64) {
+    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    let (database, pictures): (Vec<_>, Vec<_>) = files.partition(|file| file.file_name().to_string_lossy().starts_with("store.sqlite"));
+    let size = |files: Vec<fs::DirEntry>| files.iter().map(|file| file.metadata().unwrap().len()).sum();
+    (size(database), size(pictures))
+}
+
+/// What the stand-ins make is told by what they are asked, so that units have some of it in common, and much not.
+fn hash(of: &[u8]) -> usize {
+    of.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)) as usize >> 8
+}
+
+const COLOURS: [&str; 10] = ["red", "blue", "green", "yellow", "white", "black", "orange", "purple", "brown", "grey"];
+const SHAPES: [&str; 6] = ["circles", "stars", "stripes", "squares", "dots", "rings"];
+
+fn words(of: &[u8]) -> String {
+    format!("{} {}", COLOURS[hash(of) % COLOURS.len()], SHAPES[hash(of) / 16 % SHAPES.len()])
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes some minutes: 30,000 units"]
-async fn a_job_of_thirty_thousand_units_keeps_memory_flat_and_is_listed_quickly() {
+async fn a_job_of_thirty_thousand_units_on_a_hundred_thousand_pictures_keeps_memory_flat_and_is_listed_quickly() {
     fn summary(request: &SummarizeRequest) -> String {
-        ["red circles", "blue stars", "green stripes", "yellow squares", "white dots"][request.attempt as usize % 5].to_owned()
+        words(request.descriptions[request.attempt as usize % request.descriptions.len()].as_bytes())
     }
-    let drawing: fn(&str, u32) -> Option<bytes::Bytes> = |concept, index| Some(png(10 * concept.len() as u8 + index as u8));
-    let fakes = Fakes(Arc::new(Behaviour { summary: Some(summary), drawing: Some(drawing), ..Default::default() }));
+    let fakes = Fakes(Arc::new(Behaviour {
+        large_set: true,
+        caption: Some(|picture| Ok(words(picture))),
+        summary: Some(summary),
+        drawing: Some(|concept, index| Some(format!("picture {index} drawn of {concept}").into())),
+        activation: Some(|picture| (hash(picture) % 1000) as f32),
+        ..Default::default()
+    }));
     let models = fakes.start();
     let folder = tempfile::tempdir().unwrap();
-    let data = Data::open(&DataArgs { data: Some(folder.path().to_owned()), ..Default::default() }).await.unwrap();
-    let channel = || models.channel().into();
-    let models = Models::over(channel(), channel(), channel(), channel(), channel());
-    let server = InProcess::start(add_to(Services::default(), models, data, &OrchestratorArgs::default(), WorksOn::AllJobs));
+    let server = orchestrator(&models, &DataArgs { data: Some(folder.path().to_owned()), ..Default::default() }, &OrchestratorArgs::default()).await;
     let mut client = DissectServiceClient::new(server.channel());
-    let request = DissectRequest {
-        target: Some(Target { uri: "file:/somewhere/net.onnx".into(), ..Default::default() }),
-        layers: vec![LayerUnits { layer: "layer".into(), units: (0..UNITS).collect() }],
-        probing_set: Some(ProbingSet::default()),
-        parameters: Some(Parameters::default()),
-        ..Default::default()
-    };
+    let request = request((0..UNITS).collect(), Parameters::default());
     let since = Instant::now();
     let id = client.create_job(CreateJobRequest { request: Some(request) }).await.unwrap().into_inner().job.unwrap().job_id;
     println!("created in {:?}", since.elapsed());
@@ -71,9 +82,10 @@ async fn a_job_of_thirty_thousand_units_keeps_memory_flat_and_is_listed_quickly(
             measured.push(memory());
             marks.next();
         }
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
     }
-    println!("{} bytes of the store a unit", size(folder.path()) / u64::from(UNITS));
+    let (database, pictures) = sizes(folder.path());
+    println!("{} bytes of the database and {} of pictures a unit", database / u64::from(UNITS), pictures / u64::from(UNITS));
     let quick = |what: &str, since: Instant| {
         println!("{what} in {:?}", since.elapsed());
         assert!(since.elapsed() < QUICK, "{what}");
@@ -81,6 +93,9 @@ async fn a_job_of_thirty_thousand_units_keeps_memory_flat_and_is_listed_quickly(
     let since = Instant::now();
     client.list_jobs(ListJobsRequest::default()).await.unwrap();
     quick("jobs listed", since);
+    let since = Instant::now();
+    client.get_job(GetJobRequest { job_id: id.clone() }).await.unwrap();
+    quick("the job shown", since);
     let since = Instant::now();
     let page = client.list_units(ListUnitsRequest { job_id: id.clone(), page_token: "29000".into(), ..Default::default() }).await.unwrap().into_inner();
     assert_eq!(page.units.len(), 1000);

@@ -114,13 +114,17 @@ impl Store {
 
     /// How far a job's stages are.
     pub(crate) async fn progress(&self, id: &str) -> Result<Vec<StageProgress>> {
-        const OPEN: &str = "SELECT stage, COUNT(*) FROM units WHERE job = $1 AND state = 0 AND place <> 0 GROUP BY stage";
-        let total: Option<i64> = sqlx::query_scalar("SELECT total FROM jobs WHERE id = $1").bind(id).fetch_optional(&self.database.pool).await?;
-        let total = total.unwrap_or_default().max(0) as u64;
-        let mut open: BTreeMap<u64, u64> = BTreeMap::new();
+        // All that are open, as if they were through the probing pass alone, and those that are elsewhere: in one statement, so that both are of one moment.
+        const OPEN: &str = "SELECT CAST(1 AS BIGINT), total - labelled - dead - failed, total FROM jobs WHERE id = $1 UNION ALL \
+            SELECT stage, COUNT(*), 0 FROM units WHERE job = $1 AND state = 0 AND stage <> 1 AND place <> 0 GROUP BY stage";
+        let (mut total, mut open) = (0, BTreeMap::new());
         for row in sqlx::query(OPEN).bind(id).fetch_all(&self.database.pool).await? {
             open.insert(count(&row, 0)?, count(&row, 1)?);
+            total += count(&row, 2)?;
         }
+        let probed = Stage::Probe as u64;
+        let elsewhere: u64 = open.iter().filter(|(stage, _)| **stage != probed).map(|(_, units)| units).sum();
+        open.entry(probed).and_modify(|units: &mut u64| *units = units.saturating_sub(elsewhere));
         let taken = taken(&mut *self.database.pool.acquire().await?, id).await?;
         let mut progress = Vec::new();
         if let Some(Taken { done, total: pictures, .. }) = taken.get(&Stage::Probe).filter(|probe| probe.total > 0) {
@@ -319,7 +323,7 @@ fn state(row: &AnyRow, column: usize) -> Result<JobState> {
     Ok(JobState::try_from(count(row, column)? as i32).unwrap_or_default())
 }
 
-fn timestamp(milliseconds: i64) -> pbjson_types::Timestamp {
+pub(super) fn timestamp(milliseconds: i64) -> pbjson_types::Timestamp {
     pbjson_types::Timestamp { seconds: milliseconds.div_euclid(1000), nanos: (milliseconds.rem_euclid(1000) * 1_000_000) as i32 }
 }
 

@@ -4,7 +4,7 @@
 use std::{
     io::Cursor,
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -14,13 +14,15 @@ use dnd_mesh::{
     Fault, blobs, items,
     server::{InProcess, Services},
 };
+use dnd_orchestrator::{Data, DataArgs, Models, OrchestratorArgs, WorksOn, add_to};
 use dnd_proto::v1::{
     self as proto, ActivateRequest, ActivateResponse, ActivationMap, Answer, AttentionCrop, Caption, CaptionRequest, CaptionResponse, CropRequest,
-    CropResponse, DescribeTargetRequest, DescribeTargetResponse, EmbedImagesRequest, EmbedImagesResponse, EmbedTextsRequest, EmbedTextsResponse, Embedding,
-    GenerateRequest, GenerateResponse, ListShardsRequest, ListShardsResponse, Model, PictureActivations, ProbeRequest, ProbeResponse, ProbeTotal, ProbedUnit,
-    ProbingShard, ReadPicturesRequest, ReadPicturesResponse, SimplifyRequest, SimplifyResponse, SummarizeRequest, SummarizeResponse, TopPicture,
-    activate_request, activation_service_server as activation, caption_service_server as captioner, crop_response, diffusion_service_server as diffusion,
-    embedding_service_server as clip, probe_response, read_pictures_response, summary_service_server as summarizer,
+    CropResponse, DescribeTargetRequest, DescribeTargetResponse, DissectRequest, EmbedImagesRequest, EmbedImagesResponse, EmbedTextsRequest,
+    EmbedTextsResponse, Embedding, GenerateRequest, GenerateResponse, LayerUnits, ListShardsRequest, ListShardsResponse, Model, Parameters, PictureActivations,
+    ProbeRequest, ProbeResponse, ProbeTotal, ProbedUnit, ProbingSet, ProbingShard, ReadPicturesRequest, ReadPicturesResponse, SimplifyRequest,
+    SimplifyResponse, SummarizeRequest, SummarizeResponse, Target, TopPicture, activate_request, activation_service_server as activation,
+    caption_service_server as captioner, crop_response, diffusion_service_server as diffusion, embedding_service_server as clip, probe_response,
+    read_pictures_response, summary_service_server as summarizer,
 };
 use futures::{StreamExt as _, stream};
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -35,6 +37,12 @@ pub(crate) struct Behaviour {
     pub(crate) caption: Option<Captions>,
     /// Whether each unit has top pictures of its own.
     pub(crate) own_pictures: bool,
+    /// Units that are alive, the first ones; all but 99 unless it is said.
+    pub(crate) live: Option<u32>,
+    /// Whether the probing set is one of [`PICTURES`] pictures, of which each unit has other top ones, in place of three.
+    pub(crate) large_set: bool,
+    /// Pictures of the small set that a shard of it has; all three unless it is said.
+    pub(crate) shard_pictures: Option<u64>,
     /// Whether top pictures have activation maps, and with them a crop each.
     pub(crate) crops: bool,
     /// By the request.
@@ -56,6 +64,8 @@ pub(crate) struct Behaviour {
     pub(crate) captions: AtomicUsize,
     pub(crate) drawings: AtomicUsize,
     pub(crate) runs: AtomicUsize,
+    /// Texts embedded.
+    pub(crate) texts: AtomicUsize,
 }
 
 #[derive(Clone)]
@@ -80,6 +90,25 @@ fn top(index: u64) -> TopPicture {
     TopPicture { path: format!("{index}.png"), digest: blobs::digest(&picture), index, activation: 10.0 - index as f32, map: None, seen: None }
 }
 
+/// Pictures of the large probing set, which are texts.
+pub(crate) const PICTURES: u64 = 100_000;
+
+fn large(index: u64) -> Bytes {
+    format!("picture {index}").into()
+}
+
+/// A unit's highest activating pictures in a shard of the large set, any of it.
+fn top_of_large(unit: u32, shard: &ProbingShard, count: u32) -> Vec<TopPicture> {
+    static DIGESTS: LazyLock<Vec<String>> = LazyLock::new(|| (0..PICTURES).map(|index| blobs::digest(&large(index))).collect());
+    let begin = (u64::from(unit) + shard.first).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
+    let picture = |place: u64| {
+        let index = shard.first + (begin + 7 * place) % shard.pictures;
+        let activation = 1000.0 - (begin % 97) as f32 - place as f32;
+        TopPicture { path: format!("{index}.png"), digest: DIGESTS[index as usize].clone(), index, activation, map: None, seen: None }
+    };
+    (0..u64::from(count)).map(picture).collect()
+}
+
 #[tonic::async_trait]
 impl activation::ActivationService for Fakes {
     async fn get_model(&self, _: Request<proto::ActivationServiceGetModelRequest>) -> Result<Response<proto::ActivationServiceGetModelResponse>, Status> {
@@ -92,10 +121,13 @@ impl activation::ActivationService for Fakes {
 
     type ListShardsStream = items::Responses<ListShardsResponse>;
 
-    async fn list_shards(&self, _: Request<ListShardsRequest>) -> Result<Response<Self::ListShardsStream>, Status> {
-        let shard = ProbingShard { pictures: 3, digest: "5".repeat(64), ..Default::default() };
-        let listed = ListShardsResponse { shard: Some(shard), pictures: 3, unreadable: Vec::new() };
-        Ok(Response::new(Box::pin(stream::iter([Ok(listed)]))))
+    async fn list_shards(&self, request: Request<ListShardsRequest>) -> Result<Response<Self::ListShardsStream>, Status> {
+        let pictures = if self.0.large_set { PICTURES } else { 3 };
+        let most = self.0.shard_pictures.or(request.into_inner().pictures_per_shard.map(u64::from)).unwrap_or(pictures);
+        let shard = move |first| ProbingShard { first, pictures: most.min(pictures - first), digest: "5".repeat(64), ..Default::default() };
+        let listed =
+            (0..pictures).step_by(most as usize).map(move |first| Ok(ListShardsResponse { shard: Some(shard(first)), pictures, unreadable: Vec::new() }));
+        Ok(Response::new(Box::pin(stream::iter(listed))))
     }
 
     type ProbeStream = items::Responses<ProbeResponse>;
@@ -103,22 +135,30 @@ impl activation::ActivationService for Fakes {
     async fn probe(&self, request: Request<ProbeRequest>) -> Result<Response<Self::ProbeStream>, Status> {
         let request = request.into_inner();
         self.0.probes.fetch_add(1, Ordering::Relaxed);
-        let highest = u64::from(request.top.unwrap()).min(3);
+        let Behaviour { own_pictures, large_set, crops, live, .. } = *self.0;
+        let (shard, count) = (request.shard.unwrap(), request.top.unwrap());
+        let pictures = shard.pictures;
         let units = request.layers.into_iter().flat_map(|layer| layer.units.into_iter().map(move |unit| (layer.layer.clone(), unit)));
-        let first = |unit: u32| if self.0.own_pictures { highest * u64::from(unit) } else { 0 };
-        let map = self.0.crops.then(|| ActivationMap { height: 1, width: 1, values: vec![1.0] });
-        let tops = |unit: u32| (first(unit)..first(unit) + highest).map(|index| TopPicture { map: map.clone(), ..top(index) }).collect();
-        let probed = units.map(|(layer, unit)| ProbedUnit {
-            layer,
-            unit,
-            dead: unit == 99,
-            lowest: if unit == 99 { 10.0 } else { 8.0 },
-            highest: 10.0,
-            top: tops(unit),
-            ..Default::default()
+        let tops = move |unit: u32| {
+            if large_set {
+                return top_of_large(unit, &shard, count);
+            }
+            let first = if own_pictures { u64::from(count.min(3)) * u64::from(unit) } else { 0 };
+            let map = crops.then(|| ActivationMap { height: 1, width: 1, values: vec![1.0] });
+            let indices = shard.first..shard.first + shard.pictures.min(u64::from(count));
+            indices.map(|index| TopPicture { map: map.clone(), ..top(first + index) }).collect()
+        };
+        let probed = units.map(move |(layer, unit)| {
+            let mut top: Vec<TopPicture> = tops(unit);
+            let dead = live.map_or(unit == 99 && !large_set, |live| unit >= live);
+            if dead {
+                top.iter_mut().for_each(|picture| picture.activation = 10.0);
+            }
+            let highest = top.first().map_or(10.0, |picture| picture.activation);
+            ProbedUnit { layer, unit, dead, lowest: if dead { highest } else { -1000.0 }, highest, top, ..Default::default() }
         });
-        let total = probe_response::Event::Total(ProbeTotal { pictures: 3, ..Default::default() });
-        let events: Vec<_> = probed.map(probe_response::Event::Unit).chain([total]).map(|event| Ok(ProbeResponse { event: Some(event) })).collect();
+        let total = probe_response::Event::Total(ProbeTotal { pictures, ..Default::default() });
+        let events = probed.map(probe_response::Event::Unit).chain([total]).map(|event| Ok(ProbeResponse { event: Some(event) }));
         Ok(Response::new(Box::pin(stream::iter(events))))
     }
 
@@ -139,7 +179,7 @@ impl activation::ActivationService for Fakes {
     async fn read_pictures(&self, request: Request<ReadPicturesRequest>) -> Result<Response<Self::ReadPicturesStream>, Status> {
         let read = (0..).zip(request.into_inner().pictures).map(|(place, picture)| {
             self.0.read.fetch_add(1, Ordering::Relaxed);
-            let data = png(picture.index as u8);
+            let data = if self.0.large_set { large(picture.index) } else { png(picture.index as u8) };
             Ok(ReadPicturesResponse { picture: place, result: Some(read_pictures_response::Result::Data(data)) })
         });
         Ok(Response::new(Box::pin(stream::iter(read.collect::<Vec<_>>()))))
@@ -286,12 +326,34 @@ impl clip::EmbeddingService for Fakes {
     type EmbedTextsStream = items::Responses<EmbedTextsResponse>;
 
     async fn embed_texts(&self, request: Request<Streaming<EmbedTextsRequest>>) -> Result<Response<Self::EmbedTextsStream>, Status> {
-        let answers = items::answer(request.into_inner(), 4, |request: EmbedTextsRequest| async move {
-            let embedding = Embedding { values: vec![1.0, request.text.len() as f32] };
-            EmbedTextsResponse { item_id: request.item_id, result: Some(proto::embed_texts_response::Result::Embedding(embedding)) }
+        let fakes = self.clone();
+        let answers = items::answer(request.into_inner(), 4, move |request: EmbedTextsRequest| {
+            fakes.0.texts.fetch_add(1, Ordering::Relaxed);
+            async move {
+                let embedding = Embedding { values: vec![1.0, request.text.len() as f32] };
+                EmbedTextsResponse { item_id: request.item_id, result: Some(proto::embed_texts_response::Result::Embedding(embedding)) }
+            }
         });
         Ok(Response::new(answers))
     }
+}
+
+/// What is asked of a job on these units.
+pub(crate) fn request(units: Vec<u32>, parameters: Parameters) -> DissectRequest {
+    DissectRequest {
+        target: Some(Target { uri: "file:/somewhere/net.onnx".into(), ..Default::default() }),
+        layers: vec![LayerUnits { layer: "layer".into(), units }],
+        probing_set: Some(ProbingSet::default()),
+        parameters: Some(parameters),
+        ..Default::default()
+    }
+}
+
+/// An orchestrator over a network of stand-ins, which keeps what it makes there.
+pub(crate) async fn orchestrator(models: &InProcess, data: &DataArgs, args: &OrchestratorArgs) -> InProcess {
+    let channel = || models.channel().into();
+    let models = Models::over(channel(), channel(), channel(), channel(), channel());
+    InProcess::start(add_to(Services::default(), models, Data::open(data).await.unwrap(), args, WorksOn::AllJobs))
 }
 
 impl Fakes {
