@@ -39,6 +39,8 @@ type DissectServiceClient interface {
 	ListUnits(ctx context.Context, in *ListUnitsRequest, opts ...grpc.CallOption) (*ListUnitsResponse, error)
 	// A unit of a job with all its evidence.
 	GetUnit(ctx context.Context, in *GetUnitRequest, opts ...grpc.CallOption) (*GetUnitResponse, error)
+	// The labelled units of a job whose labels are nearest to a text, by CLIP's embeddings of both.
+	NearestUnits(ctx context.Context, in *NearestUnitsRequest, opts ...grpc.CallOption) (*NearestUnitsResponse, error)
 	// Step 3 alone (3.3): which of the caller's own candidate concepts fits a unit best. Streams what happens, then the unit's result.
 	SelectConcept(ctx context.Context, in *SelectConceptRequest, opts ...grpc.CallOption) (DissectService_SelectConceptClient, error)
 	// Lists the layers of a target, and the units of each, that a job can ask for.
@@ -189,6 +191,15 @@ func (c *dissectServiceClient) GetUnit(ctx context.Context, in *GetUnitRequest, 
 	return out, nil
 }
 
+func (c *dissectServiceClient) NearestUnits(ctx context.Context, in *NearestUnitsRequest, opts ...grpc.CallOption) (*NearestUnitsResponse, error) {
+	out := new(NearestUnitsResponse)
+	err := c.cc.Invoke(ctx, "/dnd.v1.DissectService/NearestUnits", in, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *dissectServiceClient) SelectConcept(ctx context.Context, in *SelectConceptRequest, opts ...grpc.CallOption) (DissectService_SelectConceptClient, error) {
 	stream, err := c.cc.NewStream(ctx, &_DissectService_serviceDesc.Streams[2], "/dnd.v1.DissectService/SelectConcept", opts...)
 	if err != nil {
@@ -256,6 +267,8 @@ type DissectServiceServer interface {
 	ListUnits(context.Context, *ListUnitsRequest) (*ListUnitsResponse, error)
 	// A unit of a job with all its evidence.
 	GetUnit(context.Context, *GetUnitRequest) (*GetUnitResponse, error)
+	// The labelled units of a job whose labels are nearest to a text, by CLIP's embeddings of both.
+	NearestUnits(context.Context, *NearestUnitsRequest) (*NearestUnitsResponse, error)
 	// Step 3 alone (3.3): which of the caller's own candidate concepts fits a unit best. Streams what happens, then the unit's result.
 	SelectConcept(*SelectConceptRequest, DissectService_SelectConceptServer) error
 	// Lists the layers of a target, and the units of each, that a job can ask for.
@@ -296,6 +309,9 @@ func (UnimplementedDissectServiceServer) ListUnits(context.Context, *ListUnitsRe
 }
 func (UnimplementedDissectServiceServer) GetUnit(context.Context, *GetUnitRequest) (*GetUnitResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method GetUnit not implemented")
+}
+func (UnimplementedDissectServiceServer) NearestUnits(context.Context, *NearestUnitsRequest) (*NearestUnitsResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method NearestUnits not implemented")
 }
 func (UnimplementedDissectServiceServer) SelectConcept(*SelectConceptRequest, DissectService_SelectConceptServer) error {
 	return status.Errorf(codes.Unimplemented, "method SelectConcept not implemented")
@@ -502,6 +518,24 @@ func _DissectService_GetUnit_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _DissectService_NearestUnits_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(NearestUnitsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DissectServiceServer).NearestUnits(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: "/dnd.v1.DissectService/NearestUnits",
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DissectServiceServer).NearestUnits(ctx, req.(*NearestUnitsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _DissectService_SelectConcept_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(SelectConceptRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -576,6 +610,10 @@ var _DissectService_serviceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetUnit",
 			Handler:    _DissectService_GetUnit_Handler,
+		},
+		{
+			MethodName: "NearestUnits",
+			Handler:    _DissectService_NearestUnits_Handler,
 		},
 		{
 			MethodName: "DescribeTarget",

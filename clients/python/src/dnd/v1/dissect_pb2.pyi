@@ -577,6 +577,88 @@ class GetUnitResponse(_message.Message):
 Global___GetUnitResponse: _TypeAlias = GetUnitResponse  # noqa: Y015
 
 @_typing.final
+class NearestUnitsRequest(_message.Message):
+    """What to look for among a job's labels."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    MOST_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job's id."""
+    text: _builtins.str
+    """A word, or a few."""
+    most: _builtins.int
+    """Units at most, 1 to 1,000; 0 means 100."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        text: _builtins.str = ...,
+        most: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "most", b"most", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NearestUnitsRequest: _TypeAlias = NearestUnitsRequest  # noqa: Y015
+
+@_typing.final
+class NearestUnitsResponse(_message.Message):
+    """What is nearest to the text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNITS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def units(self) -> _containers.RepeatedCompositeFieldContainer[Global___NearUnit]:
+        """Nearest first; equally near ones in the order of the job's layers and units."""
+
+    def __init__(
+        self,
+        *,
+        units: _abc.Iterable[Global___NearUnit] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["units", b"units"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NearestUnitsResponse: _TypeAlias = NearestUnitsResponse  # noqa: Y015
+
+@_typing.final
+class NearUnit(_message.Message):
+    """A unit and how near it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNIT_FIELD_NUMBER: _builtins.int
+    SIMILARITY_FIELD_NUMBER: _builtins.int
+    similarity: _builtins.float
+    """Cosine similarity, -1 to 1, of the text and the nearest of the unit's labels."""
+    @_builtins.property
+    def unit(self) -> Global___UnitSummary:
+        """The unit, without its evidence."""
+
+    def __init__(
+        self,
+        *,
+        unit: Global___UnitSummary | None = ...,
+        similarity: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["unit", b"unit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["similarity", b"similarity", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NearUnit: _TypeAlias = NearUnit  # noqa: Y015
+
+@_typing.final
 class SelectConceptRequest(_message.Message):
     """Step 3 alone."""
 

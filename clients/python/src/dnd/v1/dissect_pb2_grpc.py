@@ -87,6 +87,11 @@ class DissectServiceStub(object):
                 request_serializer=dnd_dot_v1_dot_dissect__pb2.GetUnitRequest.SerializeToString,
                 response_deserializer=dnd_dot_v1_dot_dissect__pb2.GetUnitResponse.FromString,
                 _registered_method=True)
+        self.NearestUnits = channel.unary_unary(
+                '/dnd.v1.DissectService/NearestUnits',
+                request_serializer=dnd_dot_v1_dot_dissect__pb2.NearestUnitsRequest.SerializeToString,
+                response_deserializer=dnd_dot_v1_dot_dissect__pb2.NearestUnitsResponse.FromString,
+                _registered_method=True)
         self.SelectConcept = channel.unary_stream(
                 '/dnd.v1.DissectService/SelectConcept',
                 request_serializer=dnd_dot_v1_dot_dissect__pb2.SelectConceptRequest.SerializeToString,
@@ -176,6 +181,13 @@ class DissectServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def NearestUnits(self, request, context):
+        """The labelled units of a job whose labels are nearest to a text, by CLIP's embeddings of both.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SelectConcept(self, request, context):
         """Step 3 alone (3.3): which of the caller's own candidate concepts fits a unit best. Streams what happens, then the unit's result.
         """
@@ -242,6 +254,11 @@ def add_DissectServiceServicer_to_server(servicer, server):
                     servicer.GetUnit,
                     request_deserializer=dnd_dot_v1_dot_dissect__pb2.GetUnitRequest.FromString,
                     response_serializer=dnd_dot_v1_dot_dissect__pb2.GetUnitResponse.SerializeToString,
+            ),
+            'NearestUnits': grpc.unary_unary_rpc_method_handler(
+                    servicer.NearestUnits,
+                    request_deserializer=dnd_dot_v1_dot_dissect__pb2.NearestUnitsRequest.FromString,
+                    response_serializer=dnd_dot_v1_dot_dissect__pb2.NearestUnitsResponse.SerializeToString,
             ),
             'SelectConcept': grpc.unary_stream_rpc_method_handler(
                     servicer.SelectConcept,
@@ -526,6 +543,33 @@ class DissectService(object):
             '/dnd.v1.DissectService/GetUnit',
             dnd_dot_v1_dot_dissect__pb2.GetUnitRequest.SerializeToString,
             dnd_dot_v1_dot_dissect__pb2.GetUnitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def NearestUnits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dnd.v1.DissectService/NearestUnits',
+            dnd_dot_v1_dot_dissect__pb2.NearestUnitsRequest.SerializeToString,
+            dnd_dot_v1_dot_dissect__pb2.NearestUnitsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -60,6 +60,8 @@ class DissectServiceStub:
     """The units of a job as they stand, without their evidence, a page at a time."""
     GetUnit: _grpc.UnaryUnaryMultiCallable[_dissect_pb2.GetUnitRequest, _dissect_pb2.GetUnitResponse]
     """A unit of a job with all its evidence."""
+    NearestUnits: _grpc.UnaryUnaryMultiCallable[_dissect_pb2.NearestUnitsRequest, _dissect_pb2.NearestUnitsResponse]
+    """The labelled units of a job whose labels are nearest to a text, by CLIP's embeddings of both."""
     SelectConcept: _grpc.UnaryStreamMultiCallable[_dissect_pb2.SelectConceptRequest, _dissect_pb2.SelectConceptResponse]
     """Step 3 alone (3.3): which of the caller's own candidate concepts fits a unit best. Streams what happens, then the unit's result."""
     DescribeTarget: _grpc.UnaryUnaryMultiCallable[_dissect_pb2.DissectServiceDescribeTargetRequest, _dissect_pb2.DissectServiceDescribeTargetResponse]
@@ -96,6 +98,8 @@ class DissectServiceAsyncStub(DissectServiceStub):
     """The units of a job as they stand, without their evidence, a page at a time."""
     GetUnit: _aio.UnaryUnaryMultiCallable[_dissect_pb2.GetUnitRequest, _dissect_pb2.GetUnitResponse]  # type: ignore[assignment]
     """A unit of a job with all its evidence."""
+    NearestUnits: _aio.UnaryUnaryMultiCallable[_dissect_pb2.NearestUnitsRequest, _dissect_pb2.NearestUnitsResponse]  # type: ignore[assignment]
+    """The labelled units of a job whose labels are nearest to a text, by CLIP's embeddings of both."""
     SelectConcept: _aio.UnaryStreamMultiCallable[_dissect_pb2.SelectConceptRequest, _dissect_pb2.SelectConceptResponse]  # type: ignore[assignment]
     """Step 3 alone (3.3): which of the caller's own candidate concepts fits a unit best. Streams what happens, then the unit's result."""
     DescribeTarget: _aio.UnaryUnaryMultiCallable[_dissect_pb2.DissectServiceDescribeTargetRequest, _dissect_pb2.DissectServiceDescribeTargetResponse]  # type: ignore[assignment]
@@ -189,6 +193,14 @@ class DissectServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_dissect_pb2.GetUnitResponse, _abc.Awaitable[_dissect_pb2.GetUnitResponse]]:
         """A unit of a job with all its evidence."""
+
+    @_abc_1.abstractmethod
+    def NearestUnits(
+        self,
+        request: _dissect_pb2.NearestUnitsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dissect_pb2.NearestUnitsResponse, _abc.Awaitable[_dissect_pb2.NearestUnitsResponse]]:
+        """The labelled units of a job whose labels are nearest to a text, by CLIP's embeddings of both."""
 
     @_abc_1.abstractmethod
     def SelectConcept(

@@ -20,7 +20,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file dnd/v1/dissect.proto.
  */
 export const file_dnd_v1_dissect: GenFile = /*@__PURE__*/
-  fileDesc("ChRkbmQvdjEvZGlzc2VjdC5wcm90bxIGZG5kLnYxIjIKD0Rpc3NlY3RSZXNwb25zZRIfCgVldmVudBgBIAEoCzIQLmRuZC52MS5Kb2JFdmVudCI7ChBDcmVhdGVKb2JSZXF1ZXN0EicKB3JlcXVlc3QYASABKAsyFi5kbmQudjEuRGlzc2VjdFJlcXVlc3QiLQoRQ3JlYXRlSm9iUmVzcG9uc2USGAoDam9iGAEgASgLMgsuZG5kLnYxLkpvYiIfCg1HZXRKb2JSZXF1ZXN0Eg4KBmpvYl9pZBgBIAEoCSIqCg5HZXRKb2JSZXNwb25zZRIYCgNqb2IYASABKAsyCy5kbmQudjEuSm9iIjgKD0xpc3RKb2JzUmVxdWVzdBIRCglwYWdlX3NpemUYASABKA0SEgoKcGFnZV90b2tlbhgCIAEoCSJGChBMaXN0Sm9ic1Jlc3BvbnNlEhkKBGpvYnMYASADKAsyCy5kbmQudjEuSm9iEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSIwCg9XYXRjaEpvYlJlcXVlc3QSDgoGam9iX2lkGAEgASgJEg0KBWFmdGVyGAIgASgEIjMKEFdhdGNoSm9iUmVzcG9uc2USHwoFZXZlbnQYASABKAsyEC5kbmQudjEuSm9iRXZlbnQiIgoQQ2FuY2VsSm9iUmVxdWVzdBIOCgZqb2JfaWQYASABKAkiLQoRQ2FuY2VsSm9iUmVzcG9uc2USGAoDam9iGAEgASgLMgsuZG5kLnYxLkpvYiIyChBSZXN1bWVKb2JSZXF1ZXN0Eg4KBmpvYl9pZBgBIAEoCRIOCgZmYWlsZWQYAiABKAgiLQoRUmVzdW1lSm9iUmVzcG9uc2USGAoDam9iGAEgASgLMgsuZG5kLnYxLkpvYiIiChBEZWxldGVKb2JSZXF1ZXN0Eg4KBmpvYl9pZBgBIAEoCSITChFEZWxldGVKb2JSZXNwb25zZSKIAQoQTGlzdFVuaXRzUmVxdWVzdBIOCgZqb2JfaWQYASABKAkSEQoJcGFnZV9zaXplGAIgASgNEhIKCnBhZ2VfdG9rZW4YAyABKAkSDQoFbGF5ZXIYBCABKAkSIAoFc3RhdGUYBSABKA4yES5kbmQudjEuVW5pdFN0YXRlEgwKBHRleHQYBiABKAkiUAoRTGlzdFVuaXRzUmVzcG9uc2USIgoFdW5pdHMYASADKAsyEy5kbmQudjEuVW5pdFN1bW1hcnkSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIvsBCgtVbml0U3VtbWFyeRINCgVsYXllchgBIAEoCRIMCgR1bml0GAIgASgNEiAKBXN0YXRlGAMgASgOMhEuZG5kLnYxLlVuaXRTdGF0ZRIcCgVzdGFnZRgEIAEoDjINLmRuZC52MS5TdGFnZRINCgVsYWJlbBgFIAEoCRIOCgZsYWJlbHMYBiADKAkSEgoFc2NvcmUYByABKAFIAIgBARIOCgZyZWFzb24YCCABKAkSDwoHbWVzc2FnZRgJIAEoCRIOCgZpbWFnZXMYCiADKAkSDwoHaGlnaGVzdBgLIAEoAhIQCghhdHRlbXB0cxgMIAEoDUIICgZfc2NvcmUiPQoOR2V0VW5pdFJlcXVlc3QSDgoGam9iX2lkGAEgASgJEg0KBWxheWVyGAIgASgJEgwKBHVuaXQYAyABKA0iMwoPR2V0VW5pdFJlc3BvbnNlEiAKBHVuaXQYASABKAsyEi5kbmQudjEuVW5pdFJlc3VsdCLqAQoUU2VsZWN0Q29uY2VwdFJlcXVlc3QSHgoGdGFyZ2V0GAEgASgLMg4uZG5kLnYxLlRhcmdldBINCgVsYXllchgCIAEoCRIMCgR1bml0GAMgASgNEhAKCGNvbmNlcHRzGAQgAygJEikKC3Byb2Jpbmdfc2V0GAUgASgLMhIuZG5kLnYxLlByb2JpbmdTZXRIABImCgZzdG9yZWQYBiABKAsyFC5kbmQudjEuU3RvcmVkSW1hZ2VzSAASJgoKcGFyYW1ldGVycxgHIAEoCzISLmRuZC52MS5QYXJhbWV0ZXJzQggKBmltYWdlcyI3CgxTdG9yZWRJbWFnZXMSJwoGaW1hZ2VzGAEgAygLMhcuZG5kLnYxLkFjdGl2YXRpbmdJbWFnZSLDAQoVU2VsZWN0Q29uY2VwdFJlc3BvbnNlEicKCGFjY2VwdGVkGAEgASgLMhMuZG5kLnYxLkpvYkFjY2VwdGVkSAASKQoIcHJvZ3Jlc3MYAiABKAsyFS5kbmQudjEuU3RhZ2VQcm9ncmVzc0gAEikKB3NraXBwZWQYAyABKAsyFi5kbmQudjEuU2tpcHBlZFBpY3R1cmVIABIiCgR1bml0GAQgASgLMhIuZG5kLnYxLlVuaXRSZXN1bHRIAEIHCgVldmVudCJFCiNEaXNzZWN0U2VydmljZURlc2NyaWJlVGFyZ2V0UmVxdWVzdBIeCgZ0YXJnZXQYASABKAsyDi5kbmQudjEuVGFyZ2V0IlsKJERpc3NlY3RTZXJ2aWNlRGVzY3JpYmVUYXJnZXRSZXNwb25zZRIzCgtkZXNjcmlwdGlvbhgBIAEoCzIeLmRuZC52MS5EZXNjcmliZVRhcmdldFJlc3BvbnNlMsoGCg5EaXNzZWN0U2VydmljZRI8CgdEaXNzZWN0EhYuZG5kLnYxLkRpc3NlY3RSZXF1ZXN0GhcuZG5kLnYxLkRpc3NlY3RSZXNwb25zZTABEkAKCUNyZWF0ZUpvYhIYLmRuZC52MS5DcmVhdGVKb2JSZXF1ZXN0GhkuZG5kLnYxLkNyZWF0ZUpvYlJlc3BvbnNlEjcKBkdldEpvYhIVLmRuZC52MS5HZXRKb2JSZXF1ZXN0GhYuZG5kLnYxLkdldEpvYlJlc3BvbnNlEj0KCExpc3RKb2JzEhcuZG5kLnYxLkxpc3RKb2JzUmVxdWVzdBoYLmRuZC52MS5MaXN0Sm9ic1Jlc3BvbnNlEj8KCFdhdGNoSm9iEhcuZG5kLnYxLldhdGNoSm9iUmVxdWVzdBoYLmRuZC52MS5XYXRjaEpvYlJlc3BvbnNlMAESQAoJQ2FuY2VsSm9iEhguZG5kLnYxLkNhbmNlbEpvYlJlcXVlc3QaGS5kbmQudjEuQ2FuY2VsSm9iUmVzcG9uc2USQAoJUmVzdW1lSm9iEhguZG5kLnYxLlJlc3VtZUpvYlJlcXVlc3QaGS5kbmQudjEuUmVzdW1lSm9iUmVzcG9uc2USQAoJRGVsZXRlSm9iEhguZG5kLnYxLkRlbGV0ZUpvYlJlcXVlc3QaGS5kbmQudjEuRGVsZXRlSm9iUmVzcG9uc2USQAoJTGlzdFVuaXRzEhguZG5kLnYxLkxpc3RVbml0c1JlcXVlc3QaGS5kbmQudjEuTGlzdFVuaXRzUmVzcG9uc2USOgoHR2V0VW5pdBIWLmRuZC52MS5HZXRVbml0UmVxdWVzdBoXLmRuZC52MS5HZXRVbml0UmVzcG9uc2USTgoNU2VsZWN0Q29uY2VwdBIcLmRuZC52MS5TZWxlY3RDb25jZXB0UmVxdWVzdBodLmRuZC52MS5TZWxlY3RDb25jZXB0UmVzcG9uc2UwARJrCg5EZXNjcmliZVRhcmdldBIrLmRuZC52MS5EaXNzZWN0U2VydmljZURlc2NyaWJlVGFyZ2V0UmVxdWVzdBosLmRuZC52MS5EaXNzZWN0U2VydmljZURlc2NyaWJlVGFyZ2V0UmVzcG9uc2ViBnByb3RvMw", [file_dnd_v1_activation, file_dnd_v1_request, file_dnd_v1_job, file_dnd_v1_parameters, file_dnd_v1_result]);
+  fileDesc("ChRkbmQvdjEvZGlzc2VjdC5wcm90bxIGZG5kLnYxIjIKD0Rpc3NlY3RSZXNwb25zZRIfCgVldmVudBgBIAEoCzIQLmRuZC52MS5Kb2JFdmVudCI7ChBDcmVhdGVKb2JSZXF1ZXN0EicKB3JlcXVlc3QYASABKAsyFi5kbmQudjEuRGlzc2VjdFJlcXVlc3QiLQoRQ3JlYXRlSm9iUmVzcG9uc2USGAoDam9iGAEgASgLMgsuZG5kLnYxLkpvYiIfCg1HZXRKb2JSZXF1ZXN0Eg4KBmpvYl9pZBgBIAEoCSIqCg5HZXRKb2JSZXNwb25zZRIYCgNqb2IYASABKAsyCy5kbmQudjEuSm9iIjgKD0xpc3RKb2JzUmVxdWVzdBIRCglwYWdlX3NpemUYASABKA0SEgoKcGFnZV90b2tlbhgCIAEoCSJGChBMaXN0Sm9ic1Jlc3BvbnNlEhkKBGpvYnMYASADKAsyCy5kbmQudjEuSm9iEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSIwCg9XYXRjaEpvYlJlcXVlc3QSDgoGam9iX2lkGAEgASgJEg0KBWFmdGVyGAIgASgEIjMKEFdhdGNoSm9iUmVzcG9uc2USHwoFZXZlbnQYASABKAsyEC5kbmQudjEuSm9iRXZlbnQiIgoQQ2FuY2VsSm9iUmVxdWVzdBIOCgZqb2JfaWQYASABKAkiLQoRQ2FuY2VsSm9iUmVzcG9uc2USGAoDam9iGAEgASgLMgsuZG5kLnYxLkpvYiIyChBSZXN1bWVKb2JSZXF1ZXN0Eg4KBmpvYl9pZBgBIAEoCRIOCgZmYWlsZWQYAiABKAgiLQoRUmVzdW1lSm9iUmVzcG9uc2USGAoDam9iGAEgASgLMgsuZG5kLnYxLkpvYiIiChBEZWxldGVKb2JSZXF1ZXN0Eg4KBmpvYl9pZBgBIAEoCSITChFEZWxldGVKb2JSZXNwb25zZSKIAQoQTGlzdFVuaXRzUmVxdWVzdBIOCgZqb2JfaWQYASABKAkSEQoJcGFnZV9zaXplGAIgASgNEhIKCnBhZ2VfdG9rZW4YAyABKAkSDQoFbGF5ZXIYBCABKAkSIAoFc3RhdGUYBSABKA4yES5kbmQudjEuVW5pdFN0YXRlEgwKBHRleHQYBiABKAkiUAoRTGlzdFVuaXRzUmVzcG9uc2USIgoFdW5pdHMYASADKAsyEy5kbmQudjEuVW5pdFN1bW1hcnkSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIvsBCgtVbml0U3VtbWFyeRINCgVsYXllchgBIAEoCRIMCgR1bml0GAIgASgNEiAKBXN0YXRlGAMgASgOMhEuZG5kLnYxLlVuaXRTdGF0ZRIcCgVzdGFnZRgEIAEoDjINLmRuZC52MS5TdGFnZRINCgVsYWJlbBgFIAEoCRIOCgZsYWJlbHMYBiADKAkSEgoFc2NvcmUYByABKAFIAIgBARIOCgZyZWFzb24YCCABKAkSDwoHbWVzc2FnZRgJIAEoCRIOCgZpbWFnZXMYCiADKAkSDwoHaGlnaGVzdBgLIAEoAhIQCghhdHRlbXB0cxgMIAEoDUIICgZfc2NvcmUiPQoOR2V0VW5pdFJlcXVlc3QSDgoGam9iX2lkGAEgASgJEg0KBWxheWVyGAIgASgJEgwKBHVuaXQYAyABKA0iMwoPR2V0VW5pdFJlc3BvbnNlEiAKBHVuaXQYASABKAsyEi5kbmQudjEuVW5pdFJlc3VsdCJBChNOZWFyZXN0VW5pdHNSZXF1ZXN0Eg4KBmpvYl9pZBgBIAEoCRIMCgR0ZXh0GAIgASgJEgwKBG1vc3QYAyABKA0iNwoUTmVhcmVzdFVuaXRzUmVzcG9uc2USHwoFdW5pdHMYASADKAsyEC5kbmQudjEuTmVhclVuaXQiQQoITmVhclVuaXQSIQoEdW5pdBgBIAEoCzITLmRuZC52MS5Vbml0U3VtbWFyeRISCgpzaW1pbGFyaXR5GAIgASgBIuoBChRTZWxlY3RDb25jZXB0UmVxdWVzdBIeCgZ0YXJnZXQYASABKAsyDi5kbmQudjEuVGFyZ2V0Eg0KBWxheWVyGAIgASgJEgwKBHVuaXQYAyABKA0SEAoIY29uY2VwdHMYBCADKAkSKQoLcHJvYmluZ19zZXQYBSABKAsyEi5kbmQudjEuUHJvYmluZ1NldEgAEiYKBnN0b3JlZBgGIAEoCzIULmRuZC52MS5TdG9yZWRJbWFnZXNIABImCgpwYXJhbWV0ZXJzGAcgASgLMhIuZG5kLnYxLlBhcmFtZXRlcnNCCAoGaW1hZ2VzIjcKDFN0b3JlZEltYWdlcxInCgZpbWFnZXMYASADKAsyFy5kbmQudjEuQWN0aXZhdGluZ0ltYWdlIsMBChVTZWxlY3RDb25jZXB0UmVzcG9uc2USJwoIYWNjZXB0ZWQYASABKAsyEy5kbmQudjEuSm9iQWNjZXB0ZWRIABIpCghwcm9ncmVzcxgCIAEoCzIVLmRuZC52MS5TdGFnZVByb2dyZXNzSAASKQoHc2tpcHBlZBgDIAEoCzIWLmRuZC52MS5Ta2lwcGVkUGljdHVyZUgAEiIKBHVuaXQYBCABKAsyEi5kbmQudjEuVW5pdFJlc3VsdEgAQgcKBWV2ZW50IkUKI0Rpc3NlY3RTZXJ2aWNlRGVzY3JpYmVUYXJnZXRSZXF1ZXN0Eh4KBnRhcmdldBgBIAEoCzIOLmRuZC52MS5UYXJnZXQiWwokRGlzc2VjdFNlcnZpY2VEZXNjcmliZVRhcmdldFJlc3BvbnNlEjMKC2Rlc2NyaXB0aW9uGAEgASgLMh4uZG5kLnYxLkRlc2NyaWJlVGFyZ2V0UmVzcG9uc2UylQcKDkRpc3NlY3RTZXJ2aWNlEjwKB0Rpc3NlY3QSFi5kbmQudjEuRGlzc2VjdFJlcXVlc3QaFy5kbmQudjEuRGlzc2VjdFJlc3BvbnNlMAESQAoJQ3JlYXRlSm9iEhguZG5kLnYxLkNyZWF0ZUpvYlJlcXVlc3QaGS5kbmQudjEuQ3JlYXRlSm9iUmVzcG9uc2USNwoGR2V0Sm9iEhUuZG5kLnYxLkdldEpvYlJlcXVlc3QaFi5kbmQudjEuR2V0Sm9iUmVzcG9uc2USPQoITGlzdEpvYnMSFy5kbmQudjEuTGlzdEpvYnNSZXF1ZXN0GhguZG5kLnYxLkxpc3RKb2JzUmVzcG9uc2USPwoIV2F0Y2hKb2ISFy5kbmQudjEuV2F0Y2hKb2JSZXF1ZXN0GhguZG5kLnYxLldhdGNoSm9iUmVzcG9uc2UwARJACglDYW5jZWxKb2ISGC5kbmQudjEuQ2FuY2VsSm9iUmVxdWVzdBoZLmRuZC52MS5DYW5jZWxKb2JSZXNwb25zZRJACglSZXN1bWVKb2ISGC5kbmQudjEuUmVzdW1lSm9iUmVxdWVzdBoZLmRuZC52MS5SZXN1bWVKb2JSZXNwb25zZRJACglEZWxldGVKb2ISGC5kbmQudjEuRGVsZXRlSm9iUmVxdWVzdBoZLmRuZC52MS5EZWxldGVKb2JSZXNwb25zZRJACglMaXN0VW5pdHMSGC5kbmQudjEuTGlzdFVuaXRzUmVxdWVzdBoZLmRuZC52MS5MaXN0VW5pdHNSZXNwb25zZRI6CgdHZXRVbml0EhYuZG5kLnYxLkdldFVuaXRSZXF1ZXN0GhcuZG5kLnYxLkdldFVuaXRSZXNwb25zZRJJCgxOZWFyZXN0VW5pdHMSGy5kbmQudjEuTmVhcmVzdFVuaXRzUmVxdWVzdBocLmRuZC52MS5OZWFyZXN0VW5pdHNSZXNwb25zZRJOCg1TZWxlY3RDb25jZXB0EhwuZG5kLnYxLlNlbGVjdENvbmNlcHRSZXF1ZXN0Gh0uZG5kLnYxLlNlbGVjdENvbmNlcHRSZXNwb25zZTABEmsKDkRlc2NyaWJlVGFyZ2V0EisuZG5kLnYxLkRpc3NlY3RTZXJ2aWNlRGVzY3JpYmVUYXJnZXRSZXF1ZXN0GiwuZG5kLnYxLkRpc3NlY3RTZXJ2aWNlRGVzY3JpYmVUYXJnZXRSZXNwb25zZWIGcHJvdG8z", [file_dnd_v1_activation, file_dnd_v1_request, file_dnd_v1_job, file_dnd_v1_parameters, file_dnd_v1_result]);
 
 /**
  * What happens in the job.
@@ -598,6 +598,90 @@ export const GetUnitResponseSchema: GenMessage<GetUnitResponse> = /*@__PURE__*/
   messageDesc(file_dnd_v1_dissect, 19);
 
 /**
+ * What to look for among a job's labels.
+ *
+ * @generated from message dnd.v1.NearestUnitsRequest
+ */
+export type NearestUnitsRequest = Message<"dnd.v1.NearestUnitsRequest"> & {
+  /**
+   * The job's id.
+   *
+   * @generated from field: string job_id = 1;
+   */
+  jobId: string;
+
+  /**
+   * A word, or a few.
+   *
+   * @generated from field: string text = 2;
+   */
+  text: string;
+
+  /**
+   * Units at most, 1 to 1,000; 0 means 100.
+   *
+   * @generated from field: uint32 most = 3;
+   */
+  most: number;
+};
+
+/**
+ * Describes the message dnd.v1.NearestUnitsRequest.
+ * Use `create(NearestUnitsRequestSchema)` to create a new message.
+ */
+export const NearestUnitsRequestSchema: GenMessage<NearestUnitsRequest> = /*@__PURE__*/
+  messageDesc(file_dnd_v1_dissect, 20);
+
+/**
+ * What is nearest to the text.
+ *
+ * @generated from message dnd.v1.NearestUnitsResponse
+ */
+export type NearestUnitsResponse = Message<"dnd.v1.NearestUnitsResponse"> & {
+  /**
+   * Nearest first; equally near ones in the order of the job's layers and units.
+   *
+   * @generated from field: repeated dnd.v1.NearUnit units = 1;
+   */
+  units: NearUnit[];
+};
+
+/**
+ * Describes the message dnd.v1.NearestUnitsResponse.
+ * Use `create(NearestUnitsResponseSchema)` to create a new message.
+ */
+export const NearestUnitsResponseSchema: GenMessage<NearestUnitsResponse> = /*@__PURE__*/
+  messageDesc(file_dnd_v1_dissect, 21);
+
+/**
+ * A unit and how near it is.
+ *
+ * @generated from message dnd.v1.NearUnit
+ */
+export type NearUnit = Message<"dnd.v1.NearUnit"> & {
+  /**
+   * The unit, without its evidence.
+   *
+   * @generated from field: dnd.v1.UnitSummary unit = 1;
+   */
+  unit?: UnitSummary | undefined;
+
+  /**
+   * Cosine similarity, -1 to 1, of the text and the nearest of the unit's labels.
+   *
+   * @generated from field: double similarity = 2;
+   */
+  similarity: number;
+};
+
+/**
+ * Describes the message dnd.v1.NearUnit.
+ * Use `create(NearUnitSchema)` to create a new message.
+ */
+export const NearUnitSchema: GenMessage<NearUnit> = /*@__PURE__*/
+  messageDesc(file_dnd_v1_dissect, 22);
+
+/**
  * Step 3 alone.
  *
  * @generated from message dnd.v1.SelectConceptRequest
@@ -667,7 +751,7 @@ export type SelectConceptRequest = Message<"dnd.v1.SelectConceptRequest"> & {
  * Use `create(SelectConceptRequestSchema)` to create a new message.
  */
 export const SelectConceptRequestSchema: GenMessage<SelectConceptRequest> = /*@__PURE__*/
-  messageDesc(file_dnd_v1_dissect, 20);
+  messageDesc(file_dnd_v1_dissect, 23);
 
 /**
  * The pictures I of an earlier result.
@@ -688,7 +772,7 @@ export type StoredImages = Message<"dnd.v1.StoredImages"> & {
  * Use `create(StoredImagesSchema)` to create a new message.
  */
 export const StoredImagesSchema: GenMessage<StoredImages> = /*@__PURE__*/
-  messageDesc(file_dnd_v1_dissect, 21);
+  messageDesc(file_dnd_v1_dissect, 24);
 
 /**
  * What happens in a selection, in order: accepted once, then progress, then the unit.
@@ -741,7 +825,7 @@ export type SelectConceptResponse = Message<"dnd.v1.SelectConceptResponse"> & {
  * Use `create(SelectConceptResponseSchema)` to create a new message.
  */
 export const SelectConceptResponseSchema: GenMessage<SelectConceptResponse> = /*@__PURE__*/
-  messageDesc(file_dnd_v1_dissect, 22);
+  messageDesc(file_dnd_v1_dissect, 25);
 
 /**
  * Which target to describe.
@@ -762,7 +846,7 @@ export type DissectServiceDescribeTargetRequest = Message<"dnd.v1.DissectService
  * Use `create(DissectServiceDescribeTargetRequestSchema)` to create a new message.
  */
 export const DissectServiceDescribeTargetRequestSchema: GenMessage<DissectServiceDescribeTargetRequest> = /*@__PURE__*/
-  messageDesc(file_dnd_v1_dissect, 23);
+  messageDesc(file_dnd_v1_dissect, 26);
 
 /**
  * What can be asked of a target.
@@ -783,7 +867,7 @@ export type DissectServiceDescribeTargetResponse = Message<"dnd.v1.DissectServic
  * Use `create(DissectServiceDescribeTargetResponseSchema)` to create a new message.
  */
 export const DissectServiceDescribeTargetResponseSchema: GenMessage<DissectServiceDescribeTargetResponse> = /*@__PURE__*/
-  messageDesc(file_dnd_v1_dissect, 24);
+  messageDesc(file_dnd_v1_dissect, 27);
 
 /**
  * Describe-and-Dissect: labels units of a vision network in words, with the evidence for each label. The work is done as jobs, which outlive their callers and
@@ -893,6 +977,16 @@ export const DissectService: GenService<{
     methodKind: "unary";
     input: typeof GetUnitRequestSchema;
     output: typeof GetUnitResponseSchema;
+  },
+  /**
+   * The labelled units of a job whose labels are nearest to a text, by CLIP's embeddings of both.
+   *
+   * @generated from rpc dnd.v1.DissectService.NearestUnits
+   */
+  nearestUnits: {
+    methodKind: "unary";
+    input: typeof NearestUnitsRequestSchema;
+    output: typeof NearestUnitsResponseSchema;
   },
   /**
    * Step 3 alone (3.3): which of the caller's own candidate concepts fits a unit best. Streams what happens, then the unit's result.
