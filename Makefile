@@ -61,7 +61,7 @@ test-ui: setup ## the pages in a browser (installs chromium if it is missing, an
 bench: setup ## benchmarks: ratios against a reference in the same run
 	cargo bench --workspace --bench '*' --locked
 
-parity: setup ## make the goldens of the Python references anew, at full size too, and compare (installs PyTorch; an hour or more)
+parity: setup ## make the goldens of the Python references anew, at full size too, and compare (installs PyTorch; most of an hour)
 	scripts/parity.sh
 
 lint: setup ## format, clippy, dependencies, proto

@@ -162,6 +162,7 @@ echo "the mesh is up at $url:$port"
 [ "${#services[@]}" = 6 ] || echo "its pages are at $url:$((port + 6))"
 echo "ask it with   dnd dissect --endpoint $url:$port ..."
 echo "kept in       $data (log/NAME.log, run/NAME.pid)"
+echo "watch it with dnd top$(for i in "${!services[@]}"; do printf ' 127.0.0.1:%s' $((port + i + 10)); done)"
 echo "Ctrl-C stops it"
 wait -n "${keepers[@]}" || true
 ended

@@ -1,13 +1,27 @@
 #!/usr/bin/env bash
-# Checks that no compiler makes: licences and advisories of dependencies (cargo-deny), and the API (buf). Installs both by pinned version.
+# Checks that no compiler makes: licences and advisories of dependencies (cargo-deny), the API (buf), and the code of the clients that is made of it. Installs
+# what it needs by pinned version. A release keeps its API with `scripts/lint.sh release`: nothing that it has may be taken away from then on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tools=$PWD/third_party/tools
 
-buf() {
+buf=$tools/node_modules/.bin/buf
+released=proto/released.binpb
+
+install_buf() {
   command -v npm >/dev/null || { echo "lint: npm is missing: it fetches buf (Debian: apt install npm)" >&2; exit 1; }
-  [ -x "$tools/node_modules/.bin/buf" ] || npm install --silent --no-fund --no-audit --prefix "$tools" @bufbuild/buf@1.75.0
-  "$tools/node_modules/.bin/buf" lint proto
+  [ -x "$buf" ] || npm install --silent --no-fund --no-audit --prefix "$tools" @bufbuild/buf@1.75.0
+}
+
+api() {
+  install_buf
+  "$buf" lint proto
+  "$buf" breaking proto --against $released
+}
+
+release() {
+  install_buf
+  "$buf" build proto --exclude-source-info --output $released
 }
 
 deny() {
@@ -17,7 +31,8 @@ deny() {
 }
 
 case "${1:-all}" in
-  proto) buf ;;
-  all) buf && deny ;;
-  *) echo "usage: scripts/lint.sh [proto]" >&2; exit 2 ;;
+  proto) api ;;
+  release) release ;;
+  all) api; scripts/clients.sh check; deny ;;
+  *) echo "usage: scripts/lint.sh [proto|release]" >&2; exit 2 ;;
 esac

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the goldens of the Python references anew and holds the engines against them, the sketch suite's and those of full size; writes docs/parity.md.
-# Installs PyTorch, builds models of some gigabytes in target/parity, and takes an hour or more on a small machine.
+# Installs PyTorch, builds models of some gigabytes in target/parity, and takes most of an hour on a small machine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,6 +1,6 @@
 //! Arguments that several commands share.
 
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
 
 use clap::{
     Args,
@@ -169,13 +169,10 @@ pub(crate) struct JobsArgs {
     pub(crate) tls: TlsArgs,
 }
 
-/// The method's constants; those that are not set have the paper's values. A configuration file has the same names as keys.
+/// The method's constants; those that are not set have the paper's values.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "The method's constants (defaults are the paper's)")]
 pub(crate) struct Settings {
-    /// File of these constants, such as `candidates = 3`; flags win over it
-    #[arg(long, value_name = "FILE.toml")]
-    pub(crate) config: Option<PathBuf>,
     /// Seed of every draw [default: 0]
     #[arg(long)]
     pub(crate) seed: Option<u64>,
@@ -253,47 +250,41 @@ pub(crate) struct Settings {
     pub(crate) label_similarity: Option<f32>,
 }
 
-/// A value by its name, as configuration files have it.
+/// A value by its name.
 fn named<T: DeserializeOwned + Clone + Send + Sync + 'static>(names: &'static [&'static str]) -> impl TypedValueParser<Value = T> {
     PossibleValuesParser::new(names).try_map(|name| T::deserialize(IntoDeserializer::<value::Error>::into_deserializer(name.as_str())))
 }
 
 impl Settings {
-    /// The constants: those of the flags, else those of the configuration file, else the paper's.
+    /// The constants: those that are set, else the paper's.
     pub(crate) fn parameters(&self) -> Result<Parameters, Problem> {
-        let file = match &self.config {
-            Some(path) => {
-                let text = fs::read_to_string(path).map_err(|e| Problem::file(path, &e))?;
-                toml::from_str(&text).map_err(|e| Problem::input(format!("{}: {}", path.display(), e.to_string().trim_end())))?
-            }
-            None => Parameters::default(),
-        };
+        let paper = Parameters::default();
         let parameters = Parameters {
-            seed: self.seed.unwrap_or(file.seed),
-            summary: self.summary.unwrap_or(file.summary),
-            token_summary: self.token_summary.unwrap_or(file.token_summary),
-            probe_images: self.probe_images.unwrap_or(file.probe_images),
-            crops_per_image: self.crops_per_image.unwrap_or(file.crops_per_image),
-            crop_iou: self.crop_iou.unwrap_or(file.crop_iou),
-            canvas_iou: self.canvas_iou.unwrap_or(file.canvas_iou),
-            canvas_side: self.canvas_side.unwrap_or(file.canvas_side),
-            top_images: self.top_images.unwrap_or(file.top_images),
-            caption_max_new_tokens: self.caption_max_new_tokens.unwrap_or(file.caption_max_new_tokens),
-            caption_min_length: self.caption_min_length.unwrap_or(file.caption_min_length),
-            simplify: self.simplify.unwrap_or(file.simplify),
-            candidates: self.candidates.unwrap_or(file.candidates),
-            temperature: self.temperature.unwrap_or(file.temperature),
-            answer_max_new_tokens: self.answer_max_new_tokens.unwrap_or(file.answer_max_new_tokens),
-            images_per_concept: self.images_per_concept.unwrap_or(file.images_per_concept),
-            num_inference_steps: self.num_inference_steps.unwrap_or(file.num_inference_steps),
-            guidance_scale: self.guidance_scale.unwrap_or(file.guidance_scale),
-            scoring: self.scoring.unwrap_or(file.scoring),
-            beta: self.beta.unwrap_or(file.beta),
-            generated_top: self.generated_top.unwrap_or(file.generated_top),
-            generated_subset: self.generated_subset.unwrap_or(file.generated_subset),
-            overall_top: self.overall_top.unwrap_or(file.overall_top),
-            labels: self.labels.unwrap_or(file.labels),
-            label_similarity: self.label_similarity.unwrap_or(file.label_similarity),
+            seed: self.seed.unwrap_or(paper.seed),
+            summary: self.summary.unwrap_or(paper.summary),
+            token_summary: self.token_summary.unwrap_or(paper.token_summary),
+            probe_images: self.probe_images.unwrap_or(paper.probe_images),
+            crops_per_image: self.crops_per_image.unwrap_or(paper.crops_per_image),
+            crop_iou: self.crop_iou.unwrap_or(paper.crop_iou),
+            canvas_iou: self.canvas_iou.unwrap_or(paper.canvas_iou),
+            canvas_side: self.canvas_side.unwrap_or(paper.canvas_side),
+            top_images: self.top_images.unwrap_or(paper.top_images),
+            caption_max_new_tokens: self.caption_max_new_tokens.unwrap_or(paper.caption_max_new_tokens),
+            caption_min_length: self.caption_min_length.unwrap_or(paper.caption_min_length),
+            simplify: self.simplify.unwrap_or(paper.simplify),
+            candidates: self.candidates.unwrap_or(paper.candidates),
+            temperature: self.temperature.unwrap_or(paper.temperature),
+            answer_max_new_tokens: self.answer_max_new_tokens.unwrap_or(paper.answer_max_new_tokens),
+            images_per_concept: self.images_per_concept.unwrap_or(paper.images_per_concept),
+            num_inference_steps: self.num_inference_steps.unwrap_or(paper.num_inference_steps),
+            guidance_scale: self.guidance_scale.unwrap_or(paper.guidance_scale),
+            scoring: self.scoring.unwrap_or(paper.scoring),
+            beta: self.beta.unwrap_or(paper.beta),
+            generated_top: self.generated_top.unwrap_or(paper.generated_top),
+            generated_subset: self.generated_subset.unwrap_or(paper.generated_subset),
+            overall_top: self.overall_top.unwrap_or(paper.overall_top),
+            labels: self.labels.unwrap_or(paper.labels),
+            label_similarity: self.label_similarity.unwrap_or(paper.label_similarity),
         };
         Ok(check(parameters, "")?)
     }
@@ -351,23 +342,11 @@ mod tests {
     }
 
     #[test]
-    fn every_constant_of_the_method_is_a_flag_and_a_key_with_the_same_name() {
+    fn every_constant_of_the_method_is_a_flag_with_the_same_name() {
         let all = serde_json::to_value(Parameters::default()).unwrap();
         for (name, value) in all.as_object().unwrap() {
             let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             settings(&[&format!("--{}", name.replace('_', "-")), &value]).unwrap_or_else(|e| panic!("{name}: {e}"));
         }
-    }
-
-    #[test]
-    fn a_flag_wins_over_the_file_and_a_typo_in_the_file_is_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("dnd.toml");
-        fs::write(&path, "seed = 3\nbeta = 4\nscoring = \"mean\"\n").unwrap();
-        let parameters = settings(&["--config", path.to_str().unwrap(), "--seed", "9"]).unwrap().parameters().unwrap();
-        assert_eq!(parameters, Parameters { seed: 9, beta: 4, scoring: Scoring::Mean, ..Parameters::default() });
-        fs::write(&path, "sede = 3\n").unwrap();
-        let problem = settings(&["--config", path.to_str().unwrap()]).unwrap().parameters().unwrap_err();
-        assert!(problem.to_string().contains("dnd.toml") && problem.to_string().contains("sede"), "{problem}");
     }
 }

@@ -13,12 +13,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{cache, demo, dissect, doctor, jobs, layers, models, plan, select, tokens, up};
+use commands::{cache, demo, dissect, doctor, jobs, layers, models, plan, select, tokens, top, up};
 use problem::{Problem, unless_interrupted};
 
 /// Labels neurons of vision networks in words (Describe-and-Dissect), with the evidence for each label.
 #[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(name = "dnd", version, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -53,12 +53,17 @@ enum Command {
     Doctor(doctor::Args),
     /// Serve the whole mesh from this process, on one port
     Up(up::Args),
+    /// Show what the programs of a running mesh do
+    Top(top::Args),
     /// Make tokens for callers
     Tokens(tokens::Args),
 }
 
 fn main() -> ExitCode {
-    let Cli { command, log, otlp } = Cli::parse();
+    if dnd_activation::is_target_process() {
+        return dnd_activation::run_target();
+    }
+    let Cli { command, log, otlp } = dnd_mesh::config::parse();
     let outcome = dnd_mesh::program::run(async {
         let _telemetry = dnd_mesh::telemetry::init(&log, otlp.as_deref());
         run(command, &log).await
@@ -81,6 +86,7 @@ async fn run(command: Command, log: &str) -> Result<ExitCode, Problem> {
         Command::Models(args) => unless_interrupted(models::run(args)).await,
         Command::Cache(args) => unless_interrupted(cache::run(args)).await,
         Command::Doctor(args) => unless_interrupted(doctor::run(args)).await,
+        Command::Top(args) => top::run(args).await,
         Command::Up(args) => up::run(args, log).await,
         Command::Tokens(args) => tokens::run(args),
     }

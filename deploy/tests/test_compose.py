@@ -1,6 +1,7 @@
 """deploy/compose.yaml and what it mounts agree with the programs and with one another."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "k8s/tests"))
-from manifests import help_of, says  # noqa: E402
+from manifests import BIN, help_of, says, variables_of  # noqa: E402
 
 DEPLOY = ROOT / "deploy"
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
@@ -37,6 +38,15 @@ def test_programs_know_their_flags_and_variables(name):
     for variable, value in service["environment"].items():
         if value.startswith("http://") and variable.startswith("DND_"):
             assert value == f"http://{variable.removeprefix('DND_').lower()}:50051"
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_take_the_configuration_that_they_are_given(name):
+    service = PROGRAMS[name]
+    program, *flags = service["command"]
+    done = subprocess.run([BIN / program, *flags, "--print-config"], env=service["environment"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert variables_of(program) & service["environment"].keys() <= set(re.findall(r"  # env (\w+)$", done.stdout, re.M)), done.stdout
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

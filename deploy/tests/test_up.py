@@ -30,6 +30,12 @@ def free_ports():
     raise AssertionError("no free ports")
 
 
+def asked(folder, units, out, *where):
+    """The command of a run on some of the suite's pictures."""
+    command = [BIN / "dnd", "dissect", *where, "--target", SKETCH / "targets/planted/planted.onnx", "--layer", "pattern", "--units", units]
+    return [*command, "--images", folder / "pictures", "--out", folder / out, "--num-inference-steps", "4", "--images-per-concept", "4"]
+
+
 class Up:
     """A running deploy/up.sh."""
 
@@ -60,8 +66,7 @@ class Up:
         """Starts a run on some of the suite's pictures."""
         with tarfile.open(SKETCH / "probing.tar") as archive:
             archive.extractall(folder / "pictures", members=archive.getmembers()[::10], filter="data")
-        command = [BIN / "dnd", "dissect", "--endpoint", f"http://127.0.0.1:{self.port}", "--target", SKETCH / "targets/planted/planted.onnx"]
-        command += ["--layer", "pattern", "--units", units, "--images", folder / "pictures", "--out", folder / "out", "--num-inference-steps", "4"]
+        command = asked(folder, units, "out", "--endpoint", f"http://127.0.0.1:{self.port}")
         job = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         # Whoever creates a job is told at once of a service that is away; the job itself waits for it.
         listed = [BIN / "dnd", "jobs", "list", "--json", "--endpoint", f"http://127.0.0.1:{self.port}"]
@@ -79,24 +84,31 @@ def running(pid):
 
 
 class Tests(unittest.TestCase):
-    def test_a_job_goes_on_while_each_service_is_taken_down_and_up(self):
+    def test_a_job_loses_and_repeats_nothing_while_each_service_is_taken_down_and_up(self):
         with tempfile.TemporaryDirectory() as folder:
             up = Up(folder)
             try:
                 up.said("Ctrl-C stops it")
-                job = up.dissect(Path(folder), "0-1")
-                for name in MODELS:
+                job = up.dissect(Path(folder), "0-2")
+                for name in ["orchestrator", "activation", *MODELS, "gateway"]:
                     before = up.pid(name)
                     os.kill(before, signal.SIGTERM)
                     ends = time.monotonic() + 30
                     while up.pid(name) == before or not running(up.pid(name)):
                         self.assertLess(time.monotonic(), ends, f"{name} did not come back")
                         time.sleep(0.1)
+                    if name == "orchestrator":
+                        self.assertIsNone(job.poll(), "the job was over before anything was taken down")
                 said, _ = job.communicate(timeout=180)
                 self.assertEqual(job.returncode, 0, said)
-                self.assertIn("2 labelled, 0 dead, 0 failed", said)
+                self.assertIn("3 labelled, 0 dead, 0 failed", said)
             finally:
                 up.stop()
+            # All by one process that nothing happens to.
+            whole = subprocess.run(asked(Path(folder), "0-2", "whole", "--models", SKETCH), env=ENV, capture_output=True, text=True)
+            self.assertEqual(whole.returncode, 0, whole.stderr)
+            results = [(Path(folder) / out / "results.jsonl").read_text() for out in ["out", "whole"]]
+            self.assertEqual(*results, "no unit is missing, none is there twice, and none is another")
             pids = [int(pid.read_text()) for pid in (up.data / "run").glob("*.pid")]
             self.assertEqual(pids, [], "what has ended leaves no process id behind")
 

@@ -24,7 +24,13 @@ function show({ path, method, summary, parameters, requestBody, responses }, sch
   const kind = requestBody && Object.keys(requestBody.content)[0];
   const schema = requestBody?.content[kind]?.schema;
   const body = kind === "application/json" && h("textarea", { rows: 6, spellcheck: "false", class: "mono", id: `${method}${path}-body`, value: example(schema, schemas) });
-  const file = kind && kind !== "application/json" && h("input", { type: "file", id: `${method}${path}-body` });
+  const file = kind && kind !== "application/json" && h("input", { type: "file", multiple: kind === "multipart/form-data", id: `${method}${path}-body` });
+  const sent = () => {
+    if (kind !== "multipart/form-data") return body ? body.value : file ? file.files[0] : undefined;
+    const form = new FormData();
+    for (const one of file.files) form.append("file", one);
+    return form;
+  };
   const told = h("div", { role: "status" });
   const answer = Object.values(responses)[0].content ?? {};
   const send = async (event) => {
@@ -36,7 +42,7 @@ function show({ path, method, summary, parameters, requestBody, responses }, sch
     const leaving = new AbortController();
     try {
       const response = await fetch(address, {
-        method: method.toUpperCase(), signal: leaving.signal, body: body ? body.value : file ? file.files[0] : undefined, headers: body ? { "content-type": "application/json" } : {},
+        method: method.toUpperCase(), signal: leaving.signal, body: sent(), headers: body ? { "content-type": "application/json" } : {},
       });
       const output = h("pre", { tabindex: 0, "aria-label": "Answer" });
       told.append(h("p", {}, `${response.status} ${response.statusText}`), output);

@@ -4,6 +4,8 @@ import * as compare from "./compare.js";
 import * as jobs from "./jobs.js";
 import * as network from "./network.js";
 import * as start from "./new.js";
+import * as rate from "./rate.js";
+import * as studies from "./studies.js";
 import * as unit from "./unit.js";
 import * as units from "./units.js";
 
@@ -11,6 +13,10 @@ const PAGES = [
   [/^\/$/, jobs],
   [/^\/new$/, start],
   [/^\/compare$/, compare],
+  [/^\/studies$/, studies.list],
+  [/^\/studies\/new$/, studies.create],
+  [/^\/studies\/([^/]+)$/, studies.results],
+  [/^\/studies\/([^/]+)\/rate$/, rate],
   [/^\/jobs\/([^/]+)$/, units],
   [/^\/jobs\/([^/]+)\/network$/, network],
   [/^\/jobs\/([^/]+)\/units\/([^/]+)\/(\d+)$/, unit],

@@ -29,6 +29,7 @@ export async function show(root, _, signal) {
     ? `${plural(both.length, "unit")} in both, ${count(labelled.length)} labelled in both; the same label for ${count(same.length)}${share}.`
     : "The two jobs have no unit in common.";
   if (!both.length) return;
+  root.append(h("p", {}, h("a", { class: "button", href: `/studies/new?${new URLSearchParams([["job", ids.a], ["job", ids.b]])}` }, "Have people rate both")));
   const only = h("input", { type: "checkbox", checked: true, change: () => draw() });
   const body = h("tbody", {});
   const more = h("button", { click: () => draw(body.children.length + SHOWN) }, "More");

@@ -1,8 +1,10 @@
 // A network: what its layers hold, and which concepts many units share.
-import { api, bar, count, h, jobName, pagesOf, paths, plural } from "./lib.js";
+import { api, bar, count, h, jobName, pagesOf, paths, picture, plural, problem } from "./lib.js";
 
 /** Concepts of a layer that are shown before one asks for more. */
 const SHOWN = 24;
+/** Units nearest to a word that are shown. */
+const NEAREST = 24;
 
 export async function show(root, [id], signal) {
   const { job } = await api(`/v1/jobs/${encodeURIComponent(id)}`, { signal });
@@ -10,6 +12,7 @@ export async function show(root, [id], signal) {
   root.append(
     h("p", { class: "crumbs" }, h("a", { href: "/" }, "Jobs"), " / ", h("a", { href: paths.job(id) }, jobName(job)), " / by layer"),
     h("div", { class: "head" }, h("h1", {}, `What ${jobName(job)} holds`)),
+    nearest(id, signal),
     told,
   );
   const layers = new Map((job.accepted?.layers ?? []).map((layer) => [layer.layer, []]));
@@ -25,6 +28,35 @@ export async function show(root, [id], signal) {
   const all = [...layers.values()].flat();
   told.textContent = `${plural(all.length, "unit")}, ${plural(concepts(all).length, "different label")}. The larger a word, the more units of the layer have it.`;
   root.append(h("div", { class: "layers" }, ...[...layers].map(([layer, units]) => part(id, layer, units))));
+}
+
+/** Units whose labels are nearest to a word. */
+function nearest(id, signal) {
+  const word = h("input", { id: "near", name: "near", type: "search", placeholder: "such as: fur", maxlength: 200, required: true, value: new URLSearchParams(location.search).get("near") ?? "" });
+  const told = h("p", { class: "soft", role: "status" });
+  const list = h("ol", { class: "near" });
+  async function find() {
+    const text = word.value.trim();
+    if (!text) return;
+    told.textContent = "Looking …";
+    try {
+      const { units } = await api(`/v1/jobs/${encodeURIComponent(id)}/nearest?${new URLSearchParams({ text, most: NEAREST })}`, { signal });
+      told.textContent = units.length ? `${plural(units.length, "unit")} whose labels are nearest to “${text}”, nearest first` : "No unit has a label yet.";
+      list.replaceChildren(...units.map(({ unit, similarity }) =>
+        h("li", {}, h("a", { href: paths.unit(id, unit.layer, unit.unit) }, h("span", { class: "strip small" }, ...unit.images.slice(0, 3).map((digest) => picture(digest, "", { loading: "lazy" }))),
+          h("span", {}, unit.labels.join(" · ")), h("span", { class: "soft facts" }, h("span", { class: "mono" }, `${unit.layer} · ${unit.unit}`), ` · ${similarity.toFixed(3)}`)))));
+      history.replaceState({}, "", `${location.pathname}?${new URLSearchParams({ near: text })}`);
+    } catch (error) {
+      if (signal.aborted) return;
+      told.textContent = "";
+      list.replaceChildren(problem(error));
+    }
+  }
+  if (word.value) find();
+  return h("section", { class: "card pad" },
+    h("form", { class: "own", submit: (event) => (event.preventDefault(), find()) },
+      h("label", { for: "near" }, "Units nearest to a word"), h("div", { class: "line" }, word, h("button", {}, "Find"))),
+    told, list);
 }
 
 /** Labels with the number of units that have each, most first. */

@@ -10,6 +10,8 @@ const CARD_HEIGHT = 152;
 const SPARE = 6;
 const FIRST_PAGE = 200;
 const LATER_PAGES = 5000;
+/** Units that the gateway makes a report of at most. */
+const REPORTED = 1000;
 
 /** The last job that was looked at, so that coming back to it is immediate. */
 let kept = { job: null, units: [], shown: [], scroll: 0, complete: false };
@@ -215,7 +217,8 @@ function how(job) {
 }
 
 function exports(job) {
-  const formats = [["csv", "Table (CSV)"], ["jsonl", "All evidence (JSON lines)"], ["cosy", "CoSy's CSV"], ["neuronpedia", "Neuronpedia's JSON"]];
+  const formats = [["csv", "Table (CSV)"], ["parquet", "Parquet"], ["jsonl", "All evidence (JSON lines)"], ["cosy", "CoSy's CSV"], ["neuronpedia", "Neuronpedia's JSON"]];
+  if (number(job.units?.total) <= REPORTED) formats.push(["html", "Report (HTML)"]);
   const link = ([format, text]) => h("a", { class: "button", href: `/v1/jobs/${encodeURIComponent(job.job_id)}/export?format=${format}`, download: "" }, text);
   return h("details", {}, h("summary", {}, "Export"), h("div", { class: "actions exports" }, ...formats.map(link)));
 }

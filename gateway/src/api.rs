@@ -17,7 +17,7 @@ use dnd_mesh::Fault;
 use dnd_proto::v1::{
     CancelJobRequest, CancelJobResponse, CreateJobRequest, CreateJobResponse, DeleteJobRequest, DescribeTargetResponse, DissectServiceDescribeTargetRequest,
     GetJobRequest, GetJobResponse, GetUnitRequest, GetUnitResponse, JobEvent, ListJobsRequest, ListJobsResponse, ListUnitsRequest, ListUnitsResponse,
-    ResumeJobRequest, ResumeJobResponse, SelectConceptRequest, UnitState, WatchJobRequest, job_event,
+    NearestUnitsRequest, NearestUnitsResponse, ResumeJobRequest, ResumeJobResponse, SelectConceptRequest, UnitState, WatchJobRequest, job_event,
 };
 use futures::{Stream, StreamExt as _, stream};
 use serde::{Deserialize, de::DeserializeOwned};
@@ -95,8 +95,8 @@ impl Caller {
 #[serde(default, deny_unknown_fields)]
 #[derive(Default)]
 pub(crate) struct Page {
-    page_size: u32,
-    page_token: String,
+    pub(crate) page_size: u32,
+    pub(crate) page_token: String,
 }
 
 pub(crate) async fn list_jobs(State(mut gateway): State<Gateway>, caller: Caller, Query(page): Query<Page>) -> Result<Json<ListJobsResponse>, Problem> {
@@ -166,6 +166,23 @@ pub(crate) async fn list_units(
     };
     let request = ListUnitsRequest { job_id, page_size, page_token, layer, state: state.into(), text };
     Ok(Json(gateway.dissect.list_units(caller.asks(request)).await?.into_inner()))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Near {
+    text: String,
+    #[serde(default)]
+    most: u32,
+}
+
+pub(crate) async fn nearest_units(
+    State(mut gateway): State<Gateway>,
+    caller: Caller,
+    Path(job_id): Path<String>,
+    Query(Near { text, most }): Query<Near>,
+) -> Result<Json<NearestUnitsResponse>, Problem> {
+    Ok(Json(gateway.dissect.nearest_units(caller.asks(NearestUnitsRequest { job_id, text, most })).await?.into_inner()))
 }
 
 pub(crate) async fn get_unit(

@@ -1,13 +1,18 @@
 //! A job's results as files that other programs read.
 
+use std::collections::HashMap;
+
 use axum::{
     body::{Body, Bytes},
     extract::State,
-    http::{HeaderValue, header},
+    http::{HeaderMap, HeaderValue, header},
     response::{IntoResponse as _, Response},
 };
 use dnd_mesh::Fault;
-use dnd_proto::v1::{GetJobRequest, GetUnitRequest, Job, ListUnitsRequest, UnitResult, UnitState, UnitSummary};
+use dnd_proto::v1::{
+    GetJobRequest, GetPicturesRequest, GetUnitRequest, Job, LayerUnits, ListUnitsRequest, UnitResult, UnitState, UnitSummary,
+    get_pictures_response::Result as Got,
+};
 use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use serde::Deserialize;
 use serde_json::json;
@@ -16,7 +21,9 @@ use tonic::{Code, Status};
 use crate::{
     Gateway,
     api::{Caller, Path, Query},
+    columns,
     problem::Problem,
+    report::{About, Report, digests},
     table,
 };
 
@@ -24,39 +31,37 @@ use crate::{
 const AT_A_TIME: usize = 16;
 /// Units of a page.
 const PAGE: u32 = 1000;
+/// Units of a report at most: it is made whole before it is sent, and a browser has to hold it.
+const REPORTED: usize = 1000;
 
 /// What can be exported. Only units that have ended are in any of them.
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Format {
     /// A unit a row, as `results.csv` of `dnd dissect`.
     Csv,
+    /// A unit a row, with all its evidence as JSON.
+    Parquet,
     /// A unit a line with all its evidence, as `results.jsonl` of `dnd dissect`.
     Jsonl,
     /// Labels as CoSy's evaluation reads them.
     Cosy,
     /// A line a unit, with the names that Neuronpedia has for a feature.
     Neuronpedia,
+    /// `report.html` of `dnd dissect`.
+    Html,
 }
 
 impl Format {
-    /// Its media type, the end of a file's name, and what comes before the units.
-    fn of(self) -> (&'static str, &'static str, Option<Result<Bytes, Status>>) {
+    /// Its media type, and the end of a file's name.
+    fn of(self) -> (&'static str, &'static str) {
         match self {
-            Self::Csv => ("text/csv; charset=utf-8", "csv", Some(record(&table::COLUMNS))),
-            Self::Cosy => ("text/csv; charset=utf-8", "cosy.csv", Some(record(&["layer", "unit", "description"]))),
-            Self::Jsonl => ("application/x-ndjson", "jsonl", None),
-            Self::Neuronpedia => ("application/x-ndjson", "neuronpedia.jsonl", None),
-        }
-    }
-
-    /// A unit in it; none if it has no place for this one.
-    fn unit(self, job: &Job, unit: &UnitResult) -> Option<Result<Bytes, Status>> {
-        match self {
-            Self::Csv => Some(record(&table::row(unit))),
-            Self::Cosy => (unit.state() == UnitState::Labelled).then(|| record(&[table::cell(&unit.layer), unit.unit.to_string(), table::cell(&unit.label)])),
-            Self::Jsonl => Some(line(unit)),
-            Self::Neuronpedia => Some(line(&neuronpedia(job, unit))),
+            Self::Csv => ("text/csv; charset=utf-8", "csv"),
+            Self::Parquet => ("application/vnd.apache.parquet", "parquet"),
+            Self::Cosy => ("text/csv; charset=utf-8", "cosy.csv"),
+            Self::Jsonl => ("application/x-ndjson", "jsonl"),
+            Self::Neuronpedia => ("application/x-ndjson", "neuronpedia.jsonl"),
+            Self::Html => ("text/html; charset=utf-8", "html"),
         }
     }
 }
@@ -65,37 +70,104 @@ impl Format {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Asked {
     format: Format,
+    #[serde(default)]
+    layer: String,
 }
 
 pub(crate) async fn export(
     State(mut gateway): State<Gateway>,
     caller: Caller,
     Path(job_id): Path<String>,
-    Query(Asked { format }): Query<Asked>,
+    Query(Asked { format, layer }): Query<Asked>,
 ) -> Result<Response, Problem> {
     let job = gateway.dissect.get_job(caller.asks(GetJobRequest { job_id })).await?.into_inner().job;
     let job = job.ok_or_else(|| Fault::new(Code::NotFound, "NO_SUCH_JOB", "there is no such job"))?;
-    let (kind, ending, first) = format.of();
-    let name = format!("attachment; filename=\"dnd-{}.{ending}\"", job.job_id);
+    let (kind, ending) = format.of();
+    let name = format!("dnd-{}.{ending}", job.job_id);
     let stopping = gateway.stopping.clone();
-    let units = results(gateway, caller, job.job_id.clone());
-    let written = units.try_filter_map(move |unit| std::future::ready(format.unit(&job, &unit).transpose()));
-    let body = Body::from_stream(stream::iter(first).chain(written).take_until(stopping.cancelled_owned()));
-    let mut response = ([(header::CONTENT_TYPE, kind)], body).into_response();
-    if let Ok(name) = HeaderValue::from_str(&name) {
-        response.headers_mut().insert(header::CONTENT_DISPOSITION, name);
-    }
-    Ok(response)
+    let units = results(gateway.clone(), caller.clone(), job.job_id.clone(), layer.clone());
+    let written = match format {
+        Format::Csv => rows(&table::COLUMNS, units, |unit| Some(record(&table::row(unit)))).boxed(),
+        Format::Cosy => rows(&["layer", "unit", "description"], units, cosy).boxed(),
+        Format::Jsonl => units.and_then(|unit| std::future::ready(line(&unit))).boxed(),
+        Format::Neuronpedia => units.and_then(move |unit| std::future::ready(line(&neuronpedia(&job, &unit)))).boxed(),
+        Format::Parquet => columns::file(units).boxed(),
+        Format::Html => {
+            let page = report(gateway, &caller, &job, &layer, units).await?;
+            stream::iter([Ok(Bytes::from(page))]).boxed()
+        }
+    };
+    let body = Body::from_stream(written.take_until(stopping.cancelled_owned()));
+    Ok(([(header::CONTENT_TYPE, kind)], attachment(&name), body).into_response())
 }
 
-/// The units of a job that have ended, in the order that was asked for.
-fn results(gateway: Gateway, caller: Caller, job_id: String) -> impl Stream<Item = Result<UnitResult, Status>> {
+/// A file to be saved, by its name.
+pub(crate) fn attachment(name: &str) -> HeaderMap {
+    let value = HeaderValue::from_str(&format!("attachment; filename=\"{name}\""));
+    value.into_iter().map(|value| (header::CONTENT_DISPOSITION, value)).collect()
+}
+
+/// A table: its head, and a row for each unit that has one.
+fn rows(
+    columns: &'static [&'static str],
+    units: impl Stream<Item = Result<UnitResult, Status>> + Send + 'static,
+    row: fn(&UnitResult) -> Option<Result<Bytes, Status>>,
+) -> impl Stream<Item = Result<Bytes, Status>> + Send + 'static {
+    stream::iter([record(columns)]).chain(units.try_filter_map(move |unit| std::future::ready(row(&unit).transpose())))
+}
+
+fn cosy(unit: &UnitResult) -> Option<Result<Bytes, Status>> {
+    (unit.state() == UnitState::Labelled).then(|| record(&[table::cell(&unit.layer), unit.unit.to_string(), table::cell(&unit.label)]))
+}
+
+/// The report of a job's units.
+async fn report(
+    mut gateway: Gateway,
+    caller: &Caller,
+    job: &Job,
+    layer: &str,
+    units: impl Stream<Item = Result<UnitResult, Status>>,
+) -> Result<String, Problem> {
+    let accepted = job.accepted.clone().unwrap_or_default();
+    let asked = accepted.layers.iter().filter(|of| layer.is_empty() || of.layer == layer);
+    let count: usize = asked.map(|LayerUnits { units, .. }| units.len()).sum();
+    if count > REPORTED {
+        let message = format!("{count} units; a report holds {REPORTED} at most: name a `layer`, or let `dnd jobs export` write one of any size");
+        return Err(Fault::field("format", message).into());
+    }
+    let mut units = std::pin::pin!(units);
+    let mut report = Report::default();
+    while let Some(unit) = units.try_next().await? {
+        let digests: Vec<String> = digests(&unit).map(str::to_owned).collect();
+        let mut pictures = HashMap::new();
+        if !digests.is_empty() {
+            let mut got = gateway.pictures.get_pictures(caller.asks(GetPicturesRequest { digests })).await?.into_inner();
+            while let Some(picture) = got.message().await? {
+                if let Some(Got::Picture(bytes)) = picture.result {
+                    pictures.insert(picture.digest, bytes);
+                }
+            }
+        }
+        let added = tokio::task::spawn_blocking(move || {
+            report.add(&unit, &|digest| pictures.get(digest).cloned());
+            report
+        });
+        report = added.await.map_err(|_| Fault::internal("the report panicked on a unit"))?;
+    }
+    let done = job.done.clone().unwrap_or_default();
+    let warnings: Vec<String> = accepted.warnings.iter().chain(&done.warnings).cloned().collect();
+    let about = About { provenance: accepted.provenance.as_ref(), warnings: &warnings, skipped: 0, usage: done.usage.as_ref() };
+    Ok(report.render(&about).map_err(Fault::internal)?)
+}
+
+/// The units of a job, or of a layer of it, that have ended, in the order that was asked for.
+fn results(gateway: Gateway, caller: Caller, job_id: String, layer: String) -> impl Stream<Item = Result<UnitResult, Status>> {
     let (one, its, of) = (gateway.clone(), caller.clone(), job_id.clone());
     let pages = stream::try_unfold(Some(String::new()), move |token| {
-        let (mut gateway, caller, job_id) = (gateway.clone(), caller.clone(), job_id.clone());
+        let (mut gateway, caller, job_id, layer) = (gateway.clone(), caller.clone(), job_id.clone(), layer.clone());
         async move {
             let Some(page_token) = token else { return Ok::<_, Status>(None) };
-            let request = ListUnitsRequest { job_id, page_size: PAGE, page_token, ..Default::default() };
+            let request = ListUnitsRequest { job_id, page_size: PAGE, page_token, layer, ..Default::default() };
             let page = gateway.dissect.list_units(caller.asks(request)).await?.into_inner();
             let next = Some(page.next_page_token).filter(|token| !token.is_empty());
             Ok(Some((stream::iter(page.units).map(Ok), next)))
@@ -112,7 +184,8 @@ fn results(gateway: Gateway, caller: Caller, job_id: String) -> impl Stream<Item
     read.try_buffered(AT_A_TIME)
 }
 
-fn record(cells: &[impl AsRef<[u8]>]) -> Result<Bytes, Status> {
+/// A row of a table.
+pub(crate) fn record(cells: &[impl AsRef<[u8]>]) -> Result<Bytes, Status> {
     let mut table = csv::Writer::from_writer(Vec::new());
     let failed = |error: String| Status::from(Fault::internal(format!("a row can't be written: {error}")));
     table.write_record(cells).map_err(|error| failed(error.to_string()))?;

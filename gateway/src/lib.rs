@@ -4,13 +4,16 @@
 //! carried in the program, and use the same HTTP API as everybody else.
 
 mod api;
+mod columns;
 mod export;
 mod guard;
 mod openapi;
 mod pages;
 mod pictures;
 mod problem;
+pub mod report;
 mod serve;
+mod studies;
 pub mod table;
 mod uploads;
 
@@ -24,7 +27,10 @@ use axum::{
 };
 use clap::Args;
 use dnd_mesh::{MAX_MESSAGE_BYTES, args::TlsArgs, balance::Balanced};
-use dnd_proto::v1::{dissect_service_client::DissectServiceClient, picture_service_client::PictureServiceClient, upload_service_client::UploadServiceClient};
+use dnd_proto::v1::{
+    dissect_service_client::DissectServiceClient, picture_service_client::PictureServiceClient, study_service_client::StudyServiceClient,
+    upload_service_client::UploadServiceClient,
+};
 use tokio_util::sync::CancellationToken;
 use tower_http::{catch_panic::CatchPanicLayer, trace::TraceLayer};
 
@@ -65,6 +71,7 @@ struct Gateway {
     dissect: DissectServiceClient<Balanced>,
     pictures: PictureServiceClient<Balanced>,
     uploads: UploadServiceClient<Balanced>,
+    studies: StudyServiceClient<Balanced>,
     max_upload_bytes: u64,
     /// Cancelled when the gateway ends: streams of events must not hold it up.
     stopping: CancellationToken,
@@ -76,6 +83,7 @@ pub fn router(orchestrator: Balanced, max_upload_mib: u64, stopping: Cancellatio
         dissect: DissectServiceClient::new(orchestrator.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES),
         pictures: PictureServiceClient::new(orchestrator.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
         uploads: UploadServiceClient::new(orchestrator.clone()),
+        studies: StudyServiceClient::new(orchestrator.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES),
         max_upload_bytes: max_upload_mib << 20,
         stopping,
     };
@@ -86,14 +94,20 @@ pub fn router(orchestrator: Balanced, max_upload_mib: u64, stopping: Cancellatio
         .route("/v1/jobs/{job}/resume", post(api::resume_job))
         .route("/v1/jobs/{job}/events", get(api::watch_job))
         .route("/v1/jobs/{job}/export", get(export::export))
+        .route("/v1/jobs/{job}/nearest", get(api::nearest_units))
         .route("/v1/jobs/{job}/units", get(api::list_units))
         .route("/v1/jobs/{job}/units/{layer}/{unit}", get(api::get_unit))
         .route("/v1/select", post(api::select))
         .route("/v1/layers", post(api::layers))
         .route("/v1/pictures/{digest}", get(pictures::picture))
         .route("/v1/probing-sets", post(uploads::probing_set))
+        .route("/v1/studies", get(studies::list).post(studies::create))
+        .route("/v1/studies/{study}", get(studies::get).delete(studies::delete))
+        .route("/v1/studies/{study}/task", get(studies::task))
+        .route("/v1/studies/{study}/ratings", get(studies::ratings).post(studies::rate))
         .layer(DefaultBodyLimit::max(MAX_JSON_BYTES))
         // A network is larger than any message: its bytes are passed on as they come.
+        .route("/v1/uploads", post(uploads::form).layer(DefaultBodyLimit::disable()))
         .route("/v1/uploads/{digest}", put(uploads::put).get(uploads::check).layer(DefaultBodyLimit::disable()))
         .route("/openapi.json", get(openapi::openapi))
         .merge(pages::routes())

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Parser;
 use dnd_gateway::GatewayArgs;
-use dnd_mesh::{channel::Dial, program, telemetry};
+use dnd_mesh::{channel::Dial, config, program, telemetry};
 
 /// Serves the pages, and the mesh as HTTP and JSON, over an orchestrator.
 #[derive(Debug, Parser)]
@@ -23,7 +23,7 @@ struct Args {
 }
 
 fn main() -> Result<()> {
-    program::run(run(Args::parse()))?
+    program::run(run(config::parse()))?
 }
 
 async fn run(args: Args) -> Result<()> {

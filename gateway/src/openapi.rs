@@ -34,6 +34,8 @@ enum Body {
     Stream(&'static str, &'static str),
     /// Bytes of a media type.
     Bytes(&'static str),
+    /// A form of files.
+    Form,
     /// An object with these fields.
     Fields(&'static [(&'static str, &'static str)]),
 }
@@ -132,10 +134,19 @@ const OPERATIONS: &[Operation] = &[
     },
     Operation {
         method: "get",
+        path: "/v1/jobs/{job_id}/nearest",
+        summary: "The labelled units of a job whose labels are nearest to a text, by CLIP's embeddings of both.",
+        query: &[("text", "A word, or a few."), ("most", "How many at most.")],
+        body: Body::None,
+        status: "200",
+        answer: Body::Json("NearestUnitsResponse"),
+    },
+    Operation {
+        method: "get",
         path: "/v1/jobs/{job_id}/export",
-        summary: "The units of a job that have ended, as a file: a table (csv), a line of JSON each with all evidence (jsonl), as CoSy's evaluation reads them \
-                  (cosy), or a line of JSON each with Neuronpedia's names (neuronpedia).",
-        query: &[("format", "csv, jsonl, cosy or neuronpedia.")],
+        summary: "The units of a job that have ended, as a file: a table (csv, or parquet with all evidence as JSON), a line of JSON each with all evidence (jsonl), \
+                  as CoSy's evaluation reads them (cosy), a line of JSON each with Neuronpedia's names (neuronpedia), or a report that opens anywhere (html).",
+        query: &[("format", "csv, parquet, jsonl, cosy, neuronpedia or html."), ("layer", "Only those of this layer.")],
         body: Body::None,
         status: "200",
         answer: Body::Bytes("text/csv"),
@@ -188,12 +199,84 @@ const OPERATIONS: &[Operation] = &[
     },
     Operation {
         method: "post",
+        path: "/v1/uploads",
+        summary: "Uploads the files of a form, each in one go, and gives their digests: for pictures, what makes a probing set of them.",
+        query: &[],
+        body: Body::Form,
+        status: "200",
+        answer: Body::Json("PictureList"),
+    },
+    Operation {
+        method: "post",
         path: "/v1/probing-sets",
         summary: "Makes a probing set of uploaded pictures; its list_digest names it in a ProbingSource.",
         query: &[],
         body: Body::Json("PictureList"),
         status: "200",
         answer: Body::Fields(&[("list_digest", "string")]),
+    },
+    Operation {
+        method: "get",
+        path: "/v1/studies",
+        summary: "The rating studies, the newest first, a page at a time.",
+        query: &PAGE,
+        body: Body::None,
+        status: "200",
+        answer: Body::Json("ListStudiesResponse"),
+    },
+    Operation {
+        method: "post",
+        path: "/v1/studies",
+        summary: "Creates a study: people rate the labels of several jobs, or of a job and other methods, without knowing whose they are.",
+        query: &[],
+        body: Body::Json("CreateStudyRequest"),
+        status: "201",
+        answer: Body::Json("CreateStudyResponse"),
+    },
+    Operation {
+        method: "get",
+        path: "/v1/studies/{study_id}",
+        summary: "A study, with what its ratings say.",
+        query: &[],
+        body: Body::None,
+        status: "200",
+        answer: Body::Json("GetStudyResponse"),
+    },
+    Operation {
+        method: "delete",
+        path: "/v1/studies/{study_id}",
+        summary: "Deletes a study and its ratings.",
+        query: &[],
+        body: Body::None,
+        status: "204",
+        answer: Body::None,
+    },
+    Operation {
+        method: "get",
+        path: "/v1/studies/{study_id}/task",
+        summary: "What a rater sees next.",
+        query: &[("rater", "What the rater is called.")],
+        body: Body::None,
+        status: "200",
+        answer: Body::Json("NextTaskResponse"),
+    },
+    Operation {
+        method: "get",
+        path: "/v1/studies/{study_id}/ratings",
+        summary: "All ratings as a table: a rater's rating of one method's label a row.",
+        query: &[],
+        body: Body::None,
+        status: "200",
+        answer: Body::Bytes("text/csv"),
+    },
+    Operation {
+        method: "post",
+        path: "/v1/studies/{study_id}/ratings",
+        summary: "Keeps what a rater says of a unit. Said again, the later counts.",
+        query: &[],
+        body: Body::Json("RateRequest"),
+        status: "200",
+        answer: Body::Json("RateResponse"),
     },
 ];
 
@@ -275,6 +358,7 @@ fn content(body: Body) -> Option<Value> {
         Body::Json(name) => json!({ "application/json": { "schema": reference(name) } }),
         Body::Stream(kind, name) => json!({ kind: { "schema": reference(name) } }),
         Body::Bytes(kind) => json!({ kind: {} }),
+        Body::Form => json!({ "multipart/form-data": { "schema": { "type": "object", "additionalProperties": { "type": "string", "format": "binary" } } } }),
         Body::Fields(fields) => {
             let properties: Map<String, Value> = fields.iter().map(|(name, kind)| ((*name).to_owned(), json!({ "type": kind }))).collect();
             json!({ "application/json": { "schema": { "type": "object", "properties": properties } } })

@@ -19,7 +19,18 @@ use crate::{Gateway, problem};
 struct Files;
 
 /// The pages' addresses. All are the same document, whose script shows what the address names.
-const PAGES: [&str; 6] = ["/", "/new", "/jobs/{job}", "/jobs/{job}/network", "/jobs/{job}/units/{layer}/{unit}", "/compare"];
+const PAGES: [&str; 10] = [
+    "/",
+    "/new",
+    "/jobs/{job}",
+    "/jobs/{job}/network",
+    "/jobs/{job}/units/{layer}/{unit}",
+    "/compare",
+    "/studies",
+    "/studies/new",
+    "/studies/{study}",
+    "/studies/{study}/rate",
+];
 
 pub(crate) fn routes() -> Router<Gateway> {
     let pages = PAGES.into_iter().fold(Router::new(), |router, page| router.route(page, get(|headers| async move { file("index.html", &headers).await })));

@@ -10,7 +10,8 @@ use dnd_mesh::{
     tls::{ClientCertificate, Connection},
 };
 use dnd_proto::v1::{
-    dissect_service_server::SERVICE_NAME as DISSECT, picture_service_server::SERVICE_NAME as PICTURES, upload_service_server::SERVICE_NAME as UPLOADS,
+    dissect_service_server::SERVICE_NAME as DISSECT, picture_service_server::SERVICE_NAME as PICTURES, study_service_server::SERVICE_NAME as STUDIES,
+    upload_service_server::SERVICE_NAME as UPLOADS,
 };
 use futures::{StreamExt as _, stream::BoxStream};
 use tokio::{
@@ -135,5 +136,5 @@ pub(crate) fn grpc_web(orchestrator: Balanced) -> Router {
         async { Ok::<Response<Body>, Infallible>(answer.await.unwrap_or_else(Status::into_http)) }
     });
     let service = GrpcWebLayer::new().layer(passed_on);
-    [DISSECT, PICTURES, UPLOADS].into_iter().fold(Router::new(), |router, name| router.route_service(&format!("/{name}/{{method}}"), service.clone()))
+    [DISSECT, PICTURES, STUDIES, UPLOADS].into_iter().fold(Router::new(), |router, name| router.route_service(&format!("/{name}/{{method}}"), service.clone()))
 }

@@ -1,4 +1,4 @@
-//! Uploads: files by digest, in one go or from where an earlier one stopped, and the list that makes a probing set of pictures.
+//! Uploads: files by digest, in one go or from where an earlier one stopped, or as a form; and the list that makes a probing set of pictures.
 
 use axum::{
     Json,
@@ -11,10 +11,16 @@ use dnd_mesh::{
     Fault,
     blobs::{self, PIECE_BYTES},
 };
-use dnd_proto::v1::{CheckUploadsRequest, PictureList, UploadRequest};
+use dnd_proto::v1::{CheckUploadsRequest, ListedPicture, PictureList, UploadRequest};
 use futures::{Stream, StreamExt as _, stream};
+use multer::{Field, Multipart};
 use prost::Message as _;
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+use tokio::{
+    fs::File,
+    io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _},
+};
 use tonic::Code;
 
 use crate::{
@@ -49,11 +55,61 @@ pub(crate) async fn put(
 ) -> Result<Json<Arrived>, Problem> {
     let (offset, size) = range(&headers)?;
     if size > gateway.max_upload_bytes {
-        let fault = Fault::new(Code::OutOfRange, "TOO_LARGE", format!("{size} bytes; a file may have {} at most", gateway.max_upload_bytes));
-        return Err(Problem::from(fault).with_status(StatusCode::PAYLOAD_TOO_LARGE));
+        return Err(too_large(size, gateway.max_upload_bytes));
     }
     let whole = gateway.uploads.upload(caller.asks(pieces(digest, offset, size, body))).await?.into_inner().blobs > 0;
     Ok(Json(Arrived { complete: whole, received: None }))
+}
+
+fn too_large(size: u64, most: u64) -> Problem {
+    let fault = Fault::new(Code::OutOfRange, "TOO_LARGE", format!("{size} bytes; a file may have {most} at most"));
+    Problem::from(fault).with_status(StatusCode::PAYLOAD_TOO_LARGE)
+}
+
+/// Takes the files of a form, and gives their names and digests.
+pub(crate) async fn form(State(mut gateway): State<Gateway>, caller: Caller, headers: HeaderMap, body: Body) -> Result<Json<PictureList>, Problem> {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let boundary = multer::parse_boundary(kind);
+    let boundary = boundary.map_err(|_| Fault::field("content-type", format!("{kind:?}; a form of files is multipart/form-data with a boundary")))?;
+    let mut form = Multipart::new(body.into_data_stream(), boundary);
+    let mut pictures = Vec::new();
+    while let Some(field) = form.next_field().await.map_err(|error| broken(&error))? {
+        let Some(path) = field.file_name().map(str::to_owned) else { continue };
+        let (file, digest, size) = spooled(field, gateway.max_upload_bytes).await?;
+        gateway.uploads.upload(caller.asks(pieces(digest.clone(), 0, size, Body::from_stream(read(file))))).await?;
+        pictures.push(ListedPicture { path, digest });
+    }
+    Ok(Json(PictureList { pictures }))
+}
+
+fn broken(error: &multer::Error) -> Problem {
+    Fault::new(Code::InvalidArgument, "INVALID_BODY", format!("the form: {error}")).into()
+}
+
+/// A file of a form, on the disk: its name in the mesh is known only when all of it is there. It goes with the value.
+async fn spooled(mut field: Field<'_>, most: u64) -> Result<(File, String, u64), Problem> {
+    let storage = |error: std::io::Error| Problem::from(blobs::storage(error));
+    let mut file = File::from_std(tempfile::tempfile().map_err(storage)?);
+    let (mut hash, mut size) = (Sha256::new(), 0);
+    while let Some(some) = field.chunk().await.map_err(|error| broken(&error))? {
+        size += some.len() as u64;
+        if size > most {
+            return Err(too_large(size, most));
+        }
+        hash.update(&some);
+        file.write_all(&some).await.map_err(storage)?;
+    }
+    file.flush().await.map_err(storage)?;
+    file.rewind().await.map_err(storage)?;
+    Ok((file, blobs::hex(&hash.finalize()), size))
+}
+
+fn read(file: File) -> impl Stream<Item = std::io::Result<Bytes>> {
+    stream::try_unfold(file, |mut file| async {
+        let mut piece = BytesMut::with_capacity(PIECE_BYTES);
+        let read = file.read_buf(&mut piece).await?;
+        Ok((read > 0).then(|| (piece.freeze(), file)))
+    })
 }
 
 /// Where in the file the body stands, and the file's bytes.

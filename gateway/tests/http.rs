@@ -9,6 +9,10 @@ use std::{collections::HashSet, net::SocketAddr, time::Duration};
 use dnd_gateway::router;
 use dnd_mesh::{balance::Balanced, blobs, channel::Dial, server::InProcess};
 use futures::StreamExt as _;
+use parquet::{
+    file::reader::{FileReader as _, SerializedFileReader},
+    record::{Row, RowAccessor as _},
+};
 use reqwest::{Client, Method, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinSet};
@@ -279,6 +283,37 @@ async fn an_upload_that_was_broken_off_goes_on_and_is_checked() {
 }
 
 #[tokio::test]
+async fn the_files_of_a_form_are_uploaded_and_make_a_probing_set() {
+    let gateway = Gateway::start(1).await;
+    let files: [(&str, Vec<u8>); 2] = [("b.png", (0..3_000_000u32).map(|i| (i % 241) as u8).collect()), ("a.png", Vec::new())];
+    let form = |files: &[(&str, Vec<u8>)]| {
+        let mut body = b"--frontier\r\ncontent-disposition: form-data; name=\"note\"\r\n\r\nno file\r\n".to_vec();
+        for (name, bytes) in files {
+            let head = format!("--frontier\r\ncontent-disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\r\n");
+            body.extend([head.as_bytes(), bytes, b"\r\n"].concat());
+        }
+        body.extend(b"--frontier--\r\n");
+        body
+    };
+    let post = |kind: &'static str, body: Vec<u8>| gateway.ask(Method::POST, "/v1/uploads").header("content-type", kind).body(body).send();
+    let kind = "multipart/form-data; boundary=frontier";
+    let listed: Value = post(kind, form(&files)).await.unwrap().json().await.unwrap();
+    let expected = files.each_ref().map(|(name, bytes)| json!({ "path": name, "digest": blobs::digest(bytes) }));
+    assert_eq!(listed, json!({ "pictures": expected }));
+    for (_, bytes) in &files {
+        assert_eq!(gateway.json(&format!("/v1/uploads/{}", blobs::digest(bytes))).await, json!({ "complete": true }));
+    }
+    let set = gateway.ask(Method::POST, "/v1/probing-sets").json(&listed).send().await.unwrap();
+    assert_eq!(set.json::<Value>().await.unwrap()["list_digest"].as_str().unwrap().len(), 64);
+
+    assert_eq!(problem(post("application/json", Vec::new()).await.unwrap(), 400).await["field"], "content-type");
+    let cut = form(&files);
+    assert_eq!(problem(post(kind, cut[..cut.len() - 20].to_vec()).await.unwrap(), 400).await["reason"], "INVALID_BODY");
+    let large = form(&[("large.png", vec![0; 5 << 20])]);
+    assert_eq!(problem(post(kind, large).await.unwrap(), 413).await["reason"], "TOO_LARGE");
+}
+
+#[tokio::test]
 async fn a_jobs_results_are_exported_for_other_programs() {
     let gateway = Gateway::start(300).await;
     let export = async |format: &str| {
@@ -298,8 +333,40 @@ async fn a_jobs_results_are_exported_for_other_programs() {
     let feature: Value = serde_json::from_str(export("neuronpedia").await.lines().next().unwrap()).unwrap();
     assert_eq!((&feature["modelId"], &feature["index"]), (&json!("resnet50.onnx"), &json!("0")));
     assert_eq!(feature["explanations"][0]["description"], lines[0]["label"]);
+    let of_a_layer = gateway.get("/v1/jobs/synthetic/export?format=csv&layer=layer1.2").await.text().await.unwrap();
+    assert!(of_a_layer.lines().count() == 237 && of_a_layer.lines().skip(1).all(|row| row.starts_with("layer1.2,")));
+
+    let parquet = gateway.get("/v1/jobs/synthetic/export?format=parquet").await;
+    assert_eq!(parquet.headers()["content-type"], "application/vnd.apache.parquet");
+    let table = SerializedFileReader::new(parquet.bytes().await.unwrap()).unwrap();
+    assert_eq!(table.num_row_groups(), 2, "a long table is read in parts");
+    let rows: Vec<Row> = table.get_row_iter(None).unwrap().map(Result::unwrap).collect();
+    assert_eq!(rows.len(), 300);
+    for (row, unit) in rows.iter().zip(&lines) {
+        assert_eq!((row.get_string(0).unwrap(), row.get_int(1).unwrap()), (&unit["layer"].as_str().unwrap().to_owned(), unit["unit"].as_i64().unwrap() as i32));
+        assert_eq!((row.get_string(3).unwrap().as_str(), row.get_double(4).ok()), (unit["label"].as_str().unwrap(), unit["concepts"][0]["score"].as_f64()));
+        assert_eq!(serde_json::from_str::<Value>(row.get_string(10).unwrap()).unwrap(), *unit);
+    }
+
+    let report = export("html").await;
+    let label = lines[3]["label"].as_str().unwrap();
+    assert!(report.starts_with("<!doctype html>") && report.contains(label) && report.contains("data:image/"));
+    let large = Gateway::start(1001).await;
+    let refused = problem(large.get("/v1/jobs/synthetic/export?format=html").await, 400).await;
+    assert_eq!((&refused["field"], refused["detail"].as_str().unwrap().contains("1001 units")), (&json!("format"), true));
+    assert_eq!(large.get("/v1/jobs/synthetic/export?format=html&layer=conv1").await.status(), StatusCode::OK);
     problem(gateway.get("/v1/jobs/synthetic/export?format=pdf").await, 400).await;
     problem(gateway.get("/v1/jobs/none/export?format=csv").await, 404).await;
+}
+
+#[tokio::test]
+async fn units_are_found_by_a_word() {
+    let gateway = Gateway::start(500).await;
+    let found = gateway.json("/v1/jobs/synthetic/nearest?text=red%20stripes&most=5").await;
+    let near = found["units"].as_array().unwrap();
+    assert_eq!((near.len(), &near[0]["similarity"]), (5, &json!(1.0)));
+    assert!(near[0]["unit"]["labels"].to_string().contains("red stripes"));
+    assert_eq!(problem(gateway.get("/v1/jobs/synthetic/nearest").await, 400).await["reason"], "INVALID_QUERY");
 }
 
 #[tokio::test]
@@ -332,7 +399,12 @@ async fn what_the_api_says_of_itself_is_there_and_whole() {
     assert_eq!(document["openapi"], "3.1.0");
     for (path, methods) in document["paths"].as_object().unwrap() {
         for method in methods.as_object().unwrap().keys() {
-            let address = path.replace("{job_id}", "none").replace("{layer}", "fc").replace("{unit}", "0").replace("{digest}", &"f".repeat(64));
+            let address = path
+                .replace("{job_id}", "none")
+                .replace("{layer}", "fc")
+                .replace("{unit}", "0")
+                .replace("{digest}", &"f".repeat(64))
+                .replace("{study_id}", "none");
             let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
             let answer = gateway.ask(method.clone(), &address).send().await.unwrap();
             let text = answer.text().await.unwrap();

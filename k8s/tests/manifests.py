@@ -3,6 +3,7 @@
 import functools
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import yaml
@@ -66,6 +67,22 @@ def help_of(*command):
     done = subprocess.run([program, *command[1:], "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@functools.cache
+def variables_of(*command):
+    """The variables that options of a program are read from."""
+    done = subprocess.run([BIN / command[0], "--print-config=options"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    options = tomllib.loads(done.stdout)["option"]
+    return {option["variable"] for option in options if option["command"] == "-".join(command) and "variable" in option}
+
+
+def configured(overlay, container):
+    """Runs a container's command with `--print-config` in its own environment; gives what it did."""
+    environ = {name: value or "of-a-secret" for name, value in environment(overlay, container).items()} | {"JOB_COMPLETION_INDEX": "0"}
+    words = [re.sub(r"\$\((\w+)\)", lambda name: environ[name[1]], word) for word in container["command"]]
+    return subprocess.run([BIN / words[0], *words[1:], "--print-config"], env=environ, capture_output=True, text=True)
 
 
 def program_of(container):

@@ -6,7 +6,8 @@ from urllib.parse import urlsplit
 
 import pytest
 from manifests import (
-    BATCH, BIN, MESHES, OVERLAYS, ROOT, built, containers, environment, help_of, labels_of, matches, name_of, named, of_kind, program_of, says, workloads,
+    BATCH, BIN, MESHES, OVERLAYS, ROOT, built, configured, containers, environment, help_of, labels_of, matches, name_of, named, of_kind, program_of, says,
+    variables_of, workloads,
 )  # fmt: skip
 
 ALL = [*OVERLAYS, BATCH]
@@ -108,6 +109,16 @@ def test_programs_know_their_flags_and_variables(overlay, workload):
             known = says(said, name) if name in own else any(says(help_of(other.name) or "", name) for other in sorted(BIN.glob("dnd-*")) if other.suffix == "")
             by_others = name.startswith("AWS_") or name == "HF_TOKEN"
             assert known or by_others or f"$({name})" in " ".join(command), f"{' '.join(program)} knows no {name}"
+
+
+@pytest.mark.parametrize(("overlay", "workload"), every())
+def test_programs_take_the_configuration_that_they_are_given(overlay, workload):
+    for container in containers(workload):
+        done = configured(overlay, container)
+        assert done.returncode == 0, f"{' '.join(container['command'])}: {done.stderr}"
+        # What the environment says of the program's options counts: no flag of the command hides it.
+        known = variables_of(*program_of(container)) & environment(overlay, container).keys()
+        assert known <= set(re.findall(r"  # env (\w+)$", done.stdout, re.M)), done.stdout
 
 
 @pytest.mark.parametrize(("overlay", "workload"), served())

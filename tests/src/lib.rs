@@ -5,6 +5,8 @@ pub mod recorder;
 
 use std::{
     fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -65,6 +67,11 @@ impl Service {
         &self.address
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Where it listens, as a URL.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
@@ -78,6 +85,14 @@ impl Service {
     /// What it has logged.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    /// Processor time that it has taken, in seconds.
+    pub fn processor_time(&self) -> f64 {
+        // The fields after the name, which may have spaces; the times are in ticks of 10 ms (proc(5)).
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        fields[11..13].iter().map(|ticks| ticks.parse::<f64>().unwrap() / 100.0).sum()
     }
 
     /// Sends it a signal, by its name.
@@ -163,6 +178,16 @@ pub fn orchestrator(models: &[String], more: &[&str]) -> Service {
     Service::start("dnd-orchestrator", &args)
 }
 
+/// A GET over plain HTTP: the status code and the body.
+pub fn get(address: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
 /// An empty database on the PostgreSQL server that `DND_TEST_POSTGRES` is the URL of; none where that is not set (scripts/postgres.sh starts one).
 pub fn postgres(name: &str) -> Option<String> {
     let server = std::env::var("DND_TEST_POSTGRES").ok()?;
@@ -187,7 +212,7 @@ pub struct Ran {
 /// `dnd` in a folder, about to run.
 pub fn command(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(program("dnd"));
-    command.args(args).current_dir(folder).env_remove("DND_MODELS").env_remove("DND_ENDPOINT");
+    command.args(args).current_dir(folder).env_remove("DND_MODELS").env_remove("DND_ENDPOINT").env_remove("DND_CONFIG");
     command
 }
 

@@ -41,7 +41,8 @@ fn folder() -> PathBuf {
 /// All pictures of a folder, ordered by each unit of the layers.
 async fn probe(pictures: &str, preprocessing: Preprocessing, layers: &[&str]) -> Vec<ProbedUnit> {
     let blobs = Arc::new(Blobs::temporary().unwrap());
-    let activation = Activation::new(EngineArgs::sized(4, 2), ActivationArgs::default(), blobs);
+    let limits = ActivationArgs { program: Some(dnd_tests::program("dnd-activation")), ..Default::default() };
+    let activation = Activation::new(EngineArgs::sized(4, 2), limits, blobs);
     let server = InProcess::start(add_to(Services::default(), Slot::filled(activation)));
     let uri = |name: &str| format!("file:{}", folder().join(name).display());
     let request = ProbeRequest {

@@ -4,8 +4,6 @@
 use std::{
     collections::BTreeSet,
     fs,
-    io::{Read as _, Write as _},
-    net::TcpStream,
     path::Path,
     time::{Duration, Instant},
 };
@@ -15,7 +13,7 @@ use dnd_proto::v1::{
     embedding_service_client::EmbeddingServiceClient, probing_source::Source,
 };
 use dnd_testing::sketch;
-use dnd_tests::Service;
+use dnd_tests::{Service, get};
 use futures::{StreamExt as _, stream};
 use tonic::{Code, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
@@ -34,16 +32,6 @@ async fn listed(address: &str) -> Result<BTreeSet<String>, tonic::Status> {
     let mut answers = ServerReflectionClient::new(channel(address).await).server_reflection_info(stream::iter([request])).await?.into_inner();
     let Some(MessageResponse::ListServicesResponse(list)) = answers.message().await?.unwrap().message_response else { panic!("no list") };
     Ok(list.service.into_iter().map(|service| service.name).collect())
-}
-
-/// A GET over plain HTTP: the status code and the body.
-fn get(address: &str, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
 fn ready(service: &Service) -> String {

@@ -10,7 +10,7 @@ after(() => Promise.all([chromium?.close(), gateway?.stop()]));
 
 const PAGES = [
   "/", "/new", "/jobs/synthetic", "/jobs/synthetic/units/layer4.2/3", "/jobs/synthetic/units/layer4.2/17", "/jobs/synthetic/units/layer4.2/29",
-  "/jobs/synthetic/network", "/compare?a=synthetic&b=synthetic", "/api",
+  "/jobs/synthetic/network?near=red+stripes", "/compare?a=synthetic&b=synthetic", "/studies/new?job=synthetic", "/studies/any/rate", "/api",
 ];
 
 for (const [width, scheme] of [[400, "dark"], [400, "light"], [1600, "light"], [1600, "dark"]]) {

@@ -10,4 +10,5 @@ pub(crate) mod models;
 pub(crate) mod plan;
 pub(crate) mod select;
 pub(crate) mod tokens;
+pub(crate) mod top;
 pub(crate) mod up;

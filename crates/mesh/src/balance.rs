@@ -5,7 +5,7 @@
 //! call is over when its response begins). A replica that fails is left alone for a while, unless there is no other.
 
 use std::{
-    fmt,
+    fmt, io,
     net::SocketAddr,
     pin::Pin,
     sync::{
@@ -193,7 +193,7 @@ impl Shared {
         let mut found: Vec<(SocketAddr, channel::Name)> = Vec::new();
         let mut problem = None;
         for name in &self.names {
-            match timeout(LOOKUP_TIMEOUT, lookup_host((name.host(), name.port()))).await.unwrap_or_else(|late| Err(late.into())) {
+            match timeout(LOOKUP_TIMEOUT, addresses(name)).await.unwrap_or_else(|late| Err(late.into())) {
                 Ok(addresses) => {
                     for address in addresses {
                         if !found.iter().any(|(other, _)| *other == address) {
@@ -214,6 +214,15 @@ impl Shared {
     fn look_again(&self) {
         self.lock().due = None;
     }
+}
+
+/// What the system's name service knows of a name.
+async fn addresses(name: &channel::Name) -> io::Result<Vec<SocketAddr>> {
+    #[cfg(test)]
+    if let Some(known) = tests::addresses(name.host()) {
+        return Ok(known);
+    }
+    Ok(lookup_host((name.host(), name.port())).await?.collect())
 }
 
 /// A process of the service.
@@ -580,7 +589,70 @@ impl Messages {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::HashMap, net::TcpListener};
+
+    use tokio_stream::wrappers::TcpListenerStream;
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
     use super::*;
+    use crate::{
+        args::TlsArgs,
+        auth::Guard,
+        channel::Dial,
+        server::{Services, serve_on},
+    };
+
+    /// What names of tests lead to.
+    static NAMES: Mutex<Option<HashMap<&str, Vec<SocketAddr>>>> = Mutex::new(None);
+
+    pub(super) fn addresses(name: &str) -> Option<Vec<SocketAddr>> {
+        NAMES.lock().unwrap().as_ref()?.get(name).cloned()
+    }
+
+    fn lead(name: &'static str, to: &[SocketAddr]) {
+        NAMES.lock().unwrap().get_or_insert_default().insert(name, to.to_vec());
+    }
+
+    fn over(url: &str, watch: Watch) -> Balanced {
+        let args = TlsArgs { insecure: true, ..TlsArgs::default() };
+        Dial::open(&args, None).unwrap().watched(url, watch).unwrap()
+    }
+
+    /// An address that nobody listens at.
+    fn nobody() -> SocketAddr {
+        TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_name_is_looked_up_again_after_its_interval_and_not_before() {
+        let (first, second) = (nobody(), nobody());
+        lead("moved.test", &[first]);
+        let watch = Watch { lookup: Duration::from_millis(300), ..Watch::default() };
+        let channel = over("http://moved.test:1", watch);
+        let chosen = async || channel.0.choose(&[]).await.unwrap().unwrap().address.unwrap();
+        assert_eq!(chosen().await, first);
+        lead("moved.test", &[second]);
+        assert_eq!(chosen().await, first);
+        tokio::time::sleep(Duration::from_millis(350)).await;
+        assert_eq!(chosen().await, second);
+    }
+
+    #[tokio::test]
+    async fn a_name_is_looked_up_again_at_once_when_its_replica_fails() {
+        lead("gone.test", &[nobody()]);
+        let watch = Watch { lookup: Duration::from_secs(3600), ..Watch::default() };
+        let channel = over("http://gone.test:1", watch);
+        channel.0.refresh().await.unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        lead("gone.test", &[listener.local_addr().unwrap()]);
+        let serve = serve_on(Services::default(), Guard::default(), TcpListenerStream::new(listener), std::future::pending());
+        let mut client = HealthClient::new(channel);
+        let ask = client.check(HealthCheckRequest::default());
+        tokio::select! {
+            answered = ask => drop(answered.unwrap()),
+            ended = serve => panic!("{ended:?}"),
+        }
+    }
 
     #[test]
     fn messages_are_counted_however_they_are_cut_into_frames() {

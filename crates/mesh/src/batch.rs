@@ -27,7 +27,7 @@ use tracing::error;
 use crate::{
     Fault,
     call::{self, Call, shutting_down},
-    metrics::{BATCH_ITEMS, BATCH_SECONDS, BATCH_STOPPED, ENGINE_FAILURES, QUEUE_DROPPED, QUEUE_REFUSED, QUEUE_SECONDS, QUEUE_UNITS},
+    metrics::{BATCH_ITEMS, BATCH_SECONDS, BATCH_STOPPED, ENGINE_FAILURES, QUEUE_DROPPED, QUEUE_REFUSED, QUEUE_SECONDS, QUEUE_UNITS, SESSIONS, WORK},
 };
 
 /// Batches in a row of which a model answered nothing, before it has to show that it can answer at all.
@@ -92,9 +92,16 @@ struct Caller {
 
 impl Caller {
     /// Why it waits no more.
-    fn has_left(&self) -> Option<&'static str> {
-        if self.here.strong_count() == 0 { Some("left") } else { self.deadline.is_some_and(|at| at <= Instant::now()).then_some("deadline") }
+    fn has_left(&self) -> Option<Gone> {
+        if self.here.strong_count() == 0 { Some(Gone::Left) } else { self.deadline.is_some_and(|at| at <= Instant::now()).then_some(Gone::Overdue) }
     }
+}
+
+/// Why a caller waits no more.
+#[derive(Debug, Clone, Copy)]
+enum Gone {
+    Left,
+    Overdue,
 }
 
 /// How much waits, and how much is run together.
@@ -138,6 +145,8 @@ struct Shared<W: Worker> {
     depth: Gauge,
     waited: Histogram,
     refused: Counter,
+    left: Counter,
+    overdue: Counter,
 }
 
 impl<W: Worker> Shared<W> {
@@ -190,9 +199,12 @@ impl<W: Worker> Shared<W> {
         for line in &mut state.lines {
             line.items.retain(|waiting| {
                 let left = waiting.caller.has_left();
-                if let Some(reason) = left {
+                if let Some(gone) = left {
                     self.depth.decrement(waiting.cost as f64);
-                    counter!(QUEUE_DROPPED.name, "model" => self.name.clone(), "reason" => reason).increment(1);
+                    match gone {
+                        Gone::Left => self.left.increment(1),
+                        Gone::Overdue => self.overdue.increment(1),
+                    }
                 }
                 left.is_none()
             });
@@ -263,6 +275,8 @@ impl<W: Worker> Batcher<W> {
             depth: gauge!(QUEUE_UNITS.name, "model" => model()),
             waited: histogram!(QUEUE_SECONDS.name, "model" => model()),
             refused: counter!(QUEUE_REFUSED.name, "model" => model()),
+            left: counter!(QUEUE_DROPPED.name, "model" => model(), "reason" => "left"),
+            overdue: counter!(QUEUE_DROPPED.name, "model" => model(), "reason" => "deadline"),
         });
         let count = workers.len().max(1);
         let threads = workers.into_iter().map(|worker| {
@@ -311,13 +325,20 @@ struct Owner<W: Worker> {
     failures: u32,
     batch_items: Histogram,
     batch_seconds: Histogram,
+    sessions: Gauge,
+    work: Counter,
+    stopped: Counter,
+    failed: Counter,
 }
 
 impl<W: Worker> Owner<W> {
     fn new(worker: W, shared: Arc<Shared<W>>, count: usize) -> Self {
         let model = || shared.name.clone();
         let (batch_items, batch_seconds) = (histogram!(BATCH_ITEMS.name, "model" => model()), histogram!(BATCH_SECONDS.name, "model" => model()));
-        Self { worker, shared, count, failures: 0, batch_items, batch_seconds }
+        let (sessions, work) = (gauge!(SESSIONS.name, "model" => model()), counter!(WORK.name, "model" => model()));
+        let (stopped, failed) = (counter!(BATCH_STOPPED.name, "model" => model()), counter!(ENGINE_FAILURES.name, "model" => model()));
+        sessions.increment(1.0);
+        Self { worker, shared, count, failures: 0, batch_items, batch_seconds, sessions, work, stopped, failed }
     }
 
     fn run(mut self) {
@@ -336,7 +357,8 @@ impl<W: Worker> Owner<W> {
 
     fn run_batch(&mut self, batch: Vec<Waiting<W>>) {
         let count = batch.len();
-        let units: usize = batch.iter().map(|waiting| waiting.cost).sum();
+        let costs: Vec<usize> = batch.iter().map(|waiting| waiting.cost).collect();
+        let units: usize = costs.iter().sum();
         let life = batch.iter().find_map(|waiting| waiting.call.as_ref()).map(|call| Arc::clone(&call.life));
         let stop = Stop { closing: Arc::clone(&self.shared.closing), callers: batch.iter().map(|waiting| waiting.caller.clone()).collect() };
         let (items, answers): (Vec<_>, Vec<_>) = batch.into_iter().map(|waiting| (waiting.item, waiting.answer)).unzip();
@@ -348,12 +370,14 @@ impl<W: Worker> Owner<W> {
         self.batch_seconds.record(took);
         let failed = !results.is_empty() && results.iter().all(|result| matches!(result, Err(fault) if fault.code() == Code::Internal));
         if results.iter().any(|result| matches!(result, Err(fault) if fault.reason() == CALLER_GONE)) {
-            counter!(BATCH_STOPPED.name, "model" => self.shared.name.clone()).increment(1);
+            self.stopped.increment(1);
         } else {
             let pace = took.as_secs_f64() / (units * self.count) as f64;
             let mut state = self.shared.lock();
             state.pace = if state.pace > 0.0 { 0.8 * state.pace + 0.2 * pace } else { pace };
         }
+        let done: usize = costs.iter().zip(&results).filter(|(_, result)| result.is_ok()).map(|(cost, _)| *cost).sum();
+        self.work.increment(done as u64);
         let mut results = results.into_iter();
         for answer in answers {
             let result = results.next().unwrap_or_else(|| Err(Fault::internal("the model gave fewer results than it was asked for")));
@@ -361,7 +385,7 @@ impl<W: Worker> Owner<W> {
         }
         self.failures = if failed { self.failures + 1 } else { 0 };
         if failed {
-            counter!(ENGINE_FAILURES.name, "model" => self.shared.name.clone()).increment(1);
+            self.failed.increment(1);
         }
         if self.failures >= FAILURES {
             // The inputs may have been to blame.
@@ -376,6 +400,12 @@ impl<W: Worker> Owner<W> {
                 }
             }
         }
+    }
+}
+
+impl<W: Worker> Drop for Owner<W> {
+    fn drop(&mut self) {
+        self.sessions.decrement(1.0);
     }
 }
 

@@ -168,17 +168,32 @@ where
             let stopping = path.starts_with("grpc.").then(|| Box::pin(life.stopping.clone().cancelled_owned()));
             let call = Call::new(life, deadline);
             let answered = CALL.scope(Arc::clone(&call), deadline::under(deadline, inner.call(request)));
-            let response = match deadline {
+            let mut response = match deadline {
                 None => answered.await?,
                 Some(at) => match timeout_at(at, answered).await {
                     Ok(response) => response?,
                     Err(_) => return Ok(Status::from(late(&path)).into_http()),
                 },
             };
+            with_reason(response.headers_mut());
             let late = deadline.map(|at| Box::pin(sleep_until(at)));
             Ok(response.map(|body| Body::new(Answer { work: Some(Work { body, _permit: permit }), call, late, stopping, path })))
         })
     }
+}
+
+/// Gives a reason to what is refused before the service sees it: messages that can't be read, or are too large.
+fn with_reason(headers: &mut HeaderMap) {
+    let Some(status) = Status::from_header_map(headers) else { return };
+    let fault = match status.code() {
+        Code::Internal if status.message().starts_with("failed to decode Protobuf message") => {
+            Fault::new(Code::InvalidArgument, "INVALID_MESSAGE", status.message())
+        }
+        Code::OutOfRange if status.message().contains("message length too large") => Fault::new(Code::OutOfRange, "MESSAGE_TOO_LARGE", status.message()),
+        _ => return,
+    };
+    // Its message is text and its details are bytes, which headers take.
+    let _ = Status::from(fault).add_header(headers);
 }
 
 /// What a call ends with whose caller does not wait for it any more.
@@ -230,6 +245,10 @@ impl http_body::Body for Answer {
                 None if this.is_late(context) => late(&this.path),
                 None if polled.is_pending() && this.is_stopped(context) => shutting_down(),
                 None => {
+                    let polled = polled.map_ok(|mut frame| {
+                        frame.trailers_mut().map(with_reason);
+                        frame
+                    });
                     let over = match &polled {
                         Poll::Ready(Some(Ok(frame))) => frame.is_trailers(),
                         Poll::Ready(_) => true,

@@ -15,6 +15,7 @@ pub mod batch;
 pub mod blobs;
 mod call;
 pub mod channel;
+pub mod config;
 pub mod deadline;
 pub mod errors;
 pub mod fault;

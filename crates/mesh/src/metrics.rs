@@ -2,9 +2,12 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, ready},
-    time::Instant,
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -15,6 +18,8 @@ use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gau
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
+
+use crate::program;
 
 /// What kind of number it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,10 +55,20 @@ macro_rules! metrics {
 }
 
 metrics! {
+    BUILD = "dnd_build_info", Gauge, ["program", "version"], "Always 1: which program it is, and its version.";
+    STARTED = "dnd_start_time_seconds", Gauge, [], "When the program began to measure, in seconds since 1970.";
     CALLS = "dnd_calls_total", Counter, ["service", "method", "code"], "Calls that have ended, by their gRPC code; cancelled are also those whose caller left.";
     CALL_SECONDS = "dnd_call_duration_seconds", Histogram, ["service", "method"], "Seconds from a call's arrival to the end of its response.";
     CALLS_OPEN = "dnd_calls_open", Gauge, ["service"], "Calls that are being answered.";
+    RECEIVED = "dnd_received_bytes_total", Counter, ["service", "method"], "Bytes of the requests of calls that have ended.";
+    SENT = "dnd_sent_bytes_total", Counter, ["service", "method"], "Bytes of the responses of calls that have ended.";
     REFUSED = "dnd_refused_total", Counter, ["reason"], "Connections and calls that were refused because of who asked, by the reason of the fault.";
+    UNITS = "dnd_units_total", Counter, ["state"], "Units that this orchestrator has brought to their end: labelled, dead or failed.";
+    UNITS_OPEN = "dnd_units_open", Gauge, [], "Units and probing passes that this orchestrator works on.";
+    STAGE_SECONDS = "dnd_stage_duration_seconds", Histogram, ["stage"], "Seconds that a unit took to get through a stage; of probe, those of a whole pass.";
+    RESULTS = "dnd_results_total", Counter, ["stage", "origin"], "Results of models that units asked for: made for them, or reused, since they were there or on their way.";
+    SESSIONS = "dnd_model_sessions", Gauge, ["model"], "Sessions that run batches of a model.";
+    WORK = "dnd_model_work_total", Counter, ["model"], "Work that a model has done, in its unit: pictures, texts, tokens or denoising steps.";
     QUEUE_UNITS = "dnd_queue_depth_units", Gauge, ["model"], "Work that waits for a model, in its unit: pictures, texts, tokens or denoising steps.";
     QUEUE_SECONDS = "dnd_queue_wait_seconds", Histogram, ["model"], "Seconds that an item waited before it was run.";
     QUEUE_DROPPED = "dnd_queue_dropped_total", Counter, ["model", "reason"], "Items that were dropped unrun, because their caller left (left) or their deadline passed (deadline).";
@@ -62,6 +77,7 @@ metrics! {
     BATCH_SECONDS = "dnd_batch_duration_seconds", Histogram, ["model"], "Seconds that a batch took.";
     BATCH_STOPPED = "dnd_batch_stopped_total", Counter, ["model"], "Batches that were stopped on the way, because nobody waited for them any more.";
     ENGINE_FAILURES = "dnd_engine_failures_total", Counter, ["model"], "Batches of which the model answered nothing.";
+    TARGET_DEATHS = "dnd_target_deaths_total", Counter, ["reason"], "Processes of targets that were lost: killed or ended (died), by the limit of memory (memory), or of time (timeout).";
 }
 
 /// From a millisecond to an hour.
@@ -83,6 +99,8 @@ pub(crate) fn record() -> Result<PrometheusHandle, String> {
                 Kind::Histogram => describe_histogram!(*name, *help),
             }
         }
+        gauge!(BUILD.name, "program" => program::name(), "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        gauge!(STARTED.name).set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
         Ok(handle)
     };
     RECORDER.get_or_init(|| install().map_err(|error: metrics_exporter_prometheus::BuildError| error.to_string())).clone()
@@ -123,7 +141,8 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let mut measured = Measured::begin(request.uri().path(), &self.services);
-        let answered = self.inner.call(request);
+        let received = Arc::clone(&measured.received);
+        let answered = self.inner.call(request.map(|body| Body::new(ReceivedBody { body, received })));
         Box::pin(async move {
             let response = answered.await?;
             measured.look_at(response.headers());
@@ -138,6 +157,9 @@ struct Measured {
     method: String,
     since: Instant,
     code: Code,
+    /// Bytes.
+    received: Arc<AtomicU64>,
+    sent: u64,
 }
 
 impl Measured {
@@ -146,7 +168,7 @@ impl Measured {
         let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or_default();
         let service = services.iter().find(|known| **known == service).copied().unwrap_or(OTHER);
         gauge!(CALLS_OPEN.name, "service" => service).increment(1.0);
-        Self { service, method: method.to_owned(), since: Instant::now(), code: Code::Cancelled }
+        Self { service, method: method.to_owned(), since: Instant::now(), code: Code::Cancelled, received: Arc::default(), sent: 0 }
     }
 
     fn look_at(&mut self, headers: &HeaderMap) {
@@ -165,6 +187,8 @@ impl Drop for Measured {
         let method = if unknown { OTHER.to_owned() } else { std::mem::take(&mut self.method) };
         gauge!(CALLS_OPEN.name, "service" => service).decrement(1.0);
         histogram!(CALL_SECONDS.name, "service" => service, "method" => method.clone()).record(self.since.elapsed());
+        counter!(RECEIVED.name, "service" => service, "method" => method.clone()).increment(self.received.load(Ordering::Relaxed));
+        counter!(SENT.name, "service" => service, "method" => method.clone()).increment(self.sent);
         counter!(CALLS.name, "service" => service, "method" => method, "code" => name_of(code)).increment(1);
     }
 }
@@ -192,6 +216,33 @@ fn name_of(code: Code) -> &'static str {
     }
 }
 
+/// The body of a request, whose bytes are counted as they are read.
+struct ReceivedBody {
+    body: Body,
+    received: Arc<AtomicU64>,
+}
+
+impl http_body::Body for ReceivedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
+            self.received.fetch_add(data.len() as u64, Ordering::Relaxed);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 struct MeasuredBody {
     body: Body,
     measured: Measured,
@@ -205,6 +256,7 @@ impl http_body::Body for MeasuredBody {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
         match &frame {
             Some(Ok(frame)) => {
+                self.measured.sent += frame.data_ref().map_or(0, Bytes::len) as u64;
                 if let Some(trailers) = frame.trailers_ref() {
                     self.measured.look_at(trailers);
                 }
@@ -226,7 +278,31 @@ impl http_body::Body for MeasuredBody {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, path::Path};
+
     use super::*;
+
+    /// The page that is made of the table.
+    fn page() -> String {
+        let mut page = "# Metrics\n\nWhat the programs measure, for Prometheus to read at `/metrics` of the admin port (`--admin`); without that port nothing is measured. \
+             `deploy/telemetry` and `k8s/components/monitoring` have alerts and a dashboard of them, and `dnd top` shows the most important ones in a terminal.\n\n\
+             This page is made of the table in `crates/mesh/src/metrics.rs`.\n\n| name | kind | labels | what it says |\n|---|---|---|---|\n"
+            .to_owned();
+        for Metric { name, kind, labels, help } in ALL {
+            page += &format!("| `{name}` | {kind:?} | {} | {help} |\n", labels.join(", "));
+        }
+        page
+    }
+
+    #[test]
+    fn the_page_of_metrics_says_what_the_table_does() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/metrics.md");
+        if std::env::var_os("DND_WRITE_METRICS").is_some() {
+            fs::write(&file, page()).unwrap();
+        }
+        let written = fs::read_to_string(&file).unwrap_or_default();
+        assert!(written == page(), "docs/metrics.md is not what the table says: run `DND_WRITE_METRICS=1 cargo test -p dnd-mesh metrics`");
+    }
 
     #[test]
     fn each_metric_is_named_by_the_rules_and_said_once() {

@@ -5,6 +5,11 @@ use std::{future::Future, io, time::Duration};
 /// How long the end of a program waits for work that blocks a thread, such as a model that is being loaded.
 pub(crate) const AT_THE_END: Duration = Duration::from_secs(2);
 
+/// The name of this program, as its file has it.
+pub(crate) fn name() -> String {
+    std::env::current_exe().ok().and_then(|exe| Some(exe.file_stem()?.to_str()?.to_owned())).unwrap_or_else(|| "dnd".to_owned())
+}
+
 /// Runs a program to its end on all the machine's threads.
 ///
 /// # Errors

@@ -3,22 +3,32 @@
 //! Logs go to standard error, as text on a terminal and as JSON lines elsewhere; within a call they carry its trace. Traces go to an OpenTelemetry collector
 //! where one is named. The context of a trace travels in the metadata of calls (W3C `traceparent`), so that a unit is one tree whichever services it visits.
 
-use std::{io::IsTerminal as _, time::Duration};
+use std::{cell::Cell, io::IsTerminal as _, time::Duration};
 
 use http::{HeaderMap, Request};
 use opentelemetry::{
     global,
     propagation::{Extractor, Injector},
-    trace::{TraceContextExt as _, TracerProvider as _},
+    trace::{SpanContext, SpanId, TraceContextExt as _, TraceFlags, TraceId, TraceState, TracerProvider as _},
 };
 use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithExportConfig as _};
-use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
+use opentelemetry_sdk::{
+    Resource,
+    propagation::TraceContextPropagator,
+    trace::{BatchConfigBuilder, BatchSpanProcessor, IdGenerator, RandomIdGenerator, SdkTracerProvider},
+};
+use sha2::{Digest as _, Sha256};
 use tracing::{Level, Metadata, Span, field, warn};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, filter::filter_fn, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
+use crate::program;
+
 /// How long the end of a program waits for its last spans to be taken.
 const LAST_SPANS: Duration = Duration::from_secs(5);
+
+/// How long spans are kept back to be sent together. A process that is killed takes those along that it still has.
+const TOGETHER: Duration = Duration::from_secs(1);
 
 /// Traces on their way to a collector; the last ones are sent when this goes.
 #[derive(Debug)]
@@ -61,10 +71,59 @@ fn is_traced(metadata: &Metadata<'_>) -> bool {
 
 fn provider(collector: &str) -> Result<SdkTracerProvider, ExporterBuildError> {
     let exporter = SpanExporter::builder().with_tonic().with_endpoint(collector).build()?;
-    let program = || std::env::current_exe().ok()?.file_stem()?.to_str().map(str::to_owned);
-    let name = std::env::var("OTEL_SERVICE_NAME").ok().or_else(program).unwrap_or_else(|| "dnd".to_owned());
+    let name = std::env::var("OTEL_SERVICE_NAME").unwrap_or_else(|_| program::name());
     let resource = Resource::builder().with_service_name(name).build();
-    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
+    let batches = BatchSpanProcessor::builder(exporter).with_batch_config(BatchConfigBuilder::default().with_scheduled_delay(TOGETHER).build()).build();
+    Ok(SdkTracerProvider::builder().with_span_processor(batches).with_id_generator(Given::default()).with_resource(resource).build())
+}
+
+/// Ids of a span, made of what it is a span of. Whoever goes on with the same work in another process gives its span the same ones: a process that was killed has not
+/// sent its own, and what was called from there finds its parent nevertheless.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ids {
+    trace: TraceId,
+    span: SpanId,
+}
+
+impl Ids {
+    /// The ids of what these words say.
+    pub fn of(words: &[&str]) -> Self {
+        let bytes = Sha256::digest(words.join("\n"));
+        let digest = bytes.iter().take(16).fold(0, |number: u128, byte| number << 8 | u128::from(*byte));
+        Self { trace: TraceId::from(digest), span: SpanId::from(digest as u64) }
+    }
+
+    /// Gives the ids to a new span; that of the trace only counts where the span has no parent.
+    pub fn give(self, span: &Span) {
+        NEXT.set(Some(self));
+        // It is started when its context is asked for the first time.
+        let _ = span.context();
+        NEXT.set(None);
+    }
+
+    /// Links a span to the one that has these ids.
+    pub fn link(self, span: &Span) {
+        span.add_link(SpanContext::new(self.trace, self.span, TraceFlags::SAMPLED, true, TraceState::NONE));
+    }
+}
+
+thread_local! {
+    /// The ids of the span that is started next on this thread, if it is given any.
+    static NEXT: Cell<Option<Ids>> = const { Cell::new(None) };
+}
+
+/// Gives spans the ids that are meant for them, and random ones to the others.
+#[derive(Debug, Default)]
+struct Given(RandomIdGenerator);
+
+impl IdGenerator for Given {
+    fn new_trace_id(&self) -> TraceId {
+        NEXT.get().map_or_else(|| self.0.new_trace_id(), |ids| ids.trace)
+    }
+
+    fn new_span_id(&self) -> SpanId {
+        NEXT.get().map_or_else(|| self.0.new_span_id(), |ids| ids.span)
+    }
 }
 
 /// The span of a call that comes in, a child of its caller's where the metadata say so.

@@ -1,4 +1,4 @@
-//! Keyed draws: noise (step 3), shuffles and sampling (step 2B).
+//! Keyed draws: noise (step 3), shuffles and sampling (step 2B), and what raters are shown (A.1.5).
 //!
 //! The paper draws and does not say how. Here a draw depends on what it is for and on nothing else, so that image `i` of a concept is
 //! the same whichever process, batch or order made it:
@@ -32,6 +32,15 @@ impl Key {
     /// Its words, from the first.
     pub fn words(self) -> impl Iterator<Item = u32> {
         self.words_from(0)
+    }
+
+    /// Shuffles by it (Fisher-Yates) from the last place down: place `p` is swapped with one of the places `0..=p`. With `m = p + 1`, a word `w` draws place
+    /// `⌊w · m / 2³²⌋`, and is passed over if `w · m mod 2³² < 2³² mod m`: so all places are equally likely.
+    pub fn shuffle<T>(self, items: &mut [T]) {
+        let mut words = self.words();
+        for place in (1..items.len()).rev() {
+            items.swap(place, below(place as u64 + 1, &mut words));
+        }
     }
 
     /// Its words, from the first of a block of four.
@@ -98,16 +107,10 @@ pub fn token(logits: &[f32], temperature: f32, seed: u64, prompt: &str, n: u32, 
 /// Brings a unit's descriptions into the order in which summary `n` (from 0) sees them, given those of the highest activation first: as
 /// they are for the first summary, shuffled for the others.
 ///
-/// Key ("shuffle", seed, layer, unit, n). Fisher-Yates from the last place down: place `p` is swapped with one of the places `0..=p`.
-/// With `m = p + 1`, a word `w` draws place `⌊w · m / 2³²⌋`, and is passed over if `w · m mod 2³² < 2³² mod m`: so all places are equally
-/// likely. (The authors' shuffles start from the order that the one before has left.)
+/// Key ("shuffle", seed, layer, unit, n). (The authors' shuffles start from the order that the one before has left.)
 pub fn shuffle<T>(descriptions: &mut [T], seed: u64, layer: &str, unit: u32, n: u32) {
-    if n == 0 {
-        return;
-    }
-    let mut words = Key::new(&[b"shuffle", &number(seed), layer.as_bytes(), &number(unit), &number(n)]).words();
-    for place in (1..descriptions.len()).rev() {
-        descriptions.swap(place, below(place as u64 + 1, &mut words));
+    if n > 0 {
+        Key::new(&[b"shuffle", &number(seed), layer.as_bytes(), &number(unit), &number(n)]).shuffle(descriptions);
     }
 }
 
@@ -121,7 +124,7 @@ fn uniform(word: u32) -> f64 {
     (f64::from(word) + 0.5) / 4_294_967_296.0
 }
 
-fn number(value: impl Into<u64>) -> [u8; 8] {
+pub(crate) fn number(value: impl Into<u64>) -> [u8; 8] {
     value.into().to_le_bytes()
 }
 

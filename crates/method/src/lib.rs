@@ -21,6 +21,7 @@
 //! | Step 3: `Rank`, `H_j` | [`ranks`] |
 //! | Step 3, 3.4 and A.1.3: scores, the label | [`score`], with [`embedding`] for what CLIP says |
 //! | A.5: several labels | [`labels`] |
+//! | 4.3, A.1.5: what people think of labels | [`rating`] |
 //!
 //! Wherever the method draws at random it draws by key ([`draw`]), so that a draw depends on what it is for and on nothing else.
 //! Activations that are NaN or infinite have one place everywhere: they are counted or marked, and never picked.
@@ -46,6 +47,7 @@ pub mod otsu;
 pub mod parameters;
 pub mod prompts;
 pub mod ranks;
+pub mod rating;
 pub mod resize;
 pub mod score;
 pub mod summary;

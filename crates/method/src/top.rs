@@ -61,6 +61,11 @@ impl<At: Ord + Copy, T> Top<At, T> {
         self.keep(activation, at, with)
     }
 
+    /// Whether an image would be kept if it were offered now. What would not be will not be later either.
+    pub fn would_keep(&self, activation: f32, at: At) -> bool {
+        activation.is_finite() && self.place(activation, at) < self.size
+    }
+
     /// Takes in all that another `Top` of the same size was offered.
     ///
     /// Its entries are enough for that: an image that is not among the `size` highest of a part is outdone by `size` images of that part, and so is not among
@@ -106,8 +111,12 @@ impl<At: Ord + Copy, T> Top<At, T> {
         self.range = Some((low.min(lowest) + 0.0, high.max(highest) + 0.0));
     }
 
+    fn place(&self, activation: f32, at: At) -> usize {
+        self.entries.partition_point(|kept| order((kept.activation, kept.at), (activation, at)).is_lt())
+    }
+
     fn keep(&mut self, activation: f32, at: At, with: impl FnOnce() -> T) -> Option<Entry<At, T>> {
-        let place = self.entries.partition_point(|kept| order((kept.activation, kept.at), (activation, at)).is_lt());
+        let place = self.place(activation, at);
         if place >= self.size {
             return None;
         }

@@ -12,6 +12,7 @@ use std::{
 
 use dnd_method::parameters::Summary;
 use prost::Message as _;
+use serde::{Deserialize, Serialize};
 
 pub use axes::DataFormat;
 pub use input::{Fixed, Given, Input};
@@ -61,7 +62,7 @@ pub struct Wanted {
 }
 
 /// What brings a value to 32-bit floats.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToFloat {
     /// Nothing: it is of them, or is given as it is.
     AsIs,

@@ -14,6 +14,7 @@ use ort::{
     ep,
     session::{Session, builder::SessionBuilder},
 };
+use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
@@ -23,7 +24,7 @@ const LIBRARY: &str = "libonnxruntime.so";
 const VARIABLE: &str = "ORT_DYLIB_PATH";
 
 /// What runs the models.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub enum Provider {
     /// The processor
     Cpu,
@@ -51,7 +52,7 @@ impl fmt::Display for Provider {
 }
 
 /// How a service runs its model.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Args, Serialize, Deserialize)]
 pub struct EngineArgs {
     /// What runs the model
     #[arg(long, env = "DND_PROVIDER", default_value_t = Provider::Cpu)]
@@ -107,6 +108,12 @@ impl EngineArgs {
         let fitting = if self.provider == Provider::Cpu { COPIES / bytes.max(1) } else { 1 };
         let default = usize::try_from(fitting).map_or(usize::MAX, |fitting| fitting).clamp(1, self.thread_budget().max(1));
         Self { sessions: self.sessions.or(NonZeroUsize::new(default)), ..self.clone() }
+    }
+
+    /// Arguments for one of the sessions by itself, with its share of the threads.
+    #[must_use]
+    pub fn for_one_of_them(&self) -> Self {
+        Self { threads: NonZeroUsize::new(self.threads_per_session()), sessions: Some(NonZeroUsize::MIN), ..self.clone() }
     }
 
     /// Sessions of the model.

@@ -16,8 +16,9 @@ use dnd_proto::v1::{
     self as v1, CancelJobRequest, CancelJobResponse, CreateJobRequest, CreateJobResponse, DeleteJobRequest, DeleteJobResponse, DescribeTargetResponse,
     DissectRequest, DissectResponse, DissectServiceDescribeTargetRequest, DissectServiceDescribeTargetResponse, GetJobRequest, GetJobResponse,
     GetPicturesRequest, GetPicturesResponse, GetUnitRequest, GetUnitResponse, Job, JobAccepted, JobDone, JobEvent, JobResumed, JobState, LayerUnits,
-    ListJobsRequest, ListJobsResponse, ListUnitsRequest, ListUnitsResponse, ResumeJobRequest, ResumeJobResponse, SelectConceptRequest, SelectConceptResponse,
-    Stage, StageProgress, UnitCounts, UnitResult, UnitState, UnitSummary, WatchJobRequest, WatchJobResponse,
+    ListJobsRequest, ListJobsResponse, ListUnitsRequest, ListUnitsResponse, NearUnit, NearestUnitsRequest, NearestUnitsResponse, ResumeJobRequest,
+    ResumeJobResponse, SelectConceptRequest, SelectConceptResponse, Stage, StageProgress, UnitCounts, UnitResult, UnitState, UnitSummary, WatchJobRequest,
+    WatchJobResponse,
     dissect_service_server::{DissectService, DissectServiceServer},
     get_pictures_response, job_event,
     picture_service_server::{PictureService, PictureServiceServer},
@@ -477,6 +478,22 @@ impl DissectService for Shared {
         let place = self.0.with(&job_id, |known| known.units.iter().position(|known| *known == (layer.clone(), unit)))?;
         place.ok_or_else(|| Fault::new(Code::NotFound, "NO_SUCH_UNIT", format!("the job has no unit {unit} of {layer}")))?;
         Ok(Response::new(GetUnitResponse { unit: Some(result(&layer, unit)) }))
+    }
+
+    async fn nearest_units(&self, request: Request<NearestUnitsRequest>) -> Result<Response<NearestUnitsResponse>, Status> {
+        let NearestUnitsRequest { job_id, text, most } = request.into_inner();
+        let units = self.0.with(&job_id, |known| known.units[..known.finished].to_vec())?;
+        // Words that they share, in place of what a model would say.
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let near = |(layer, unit): (String, u32)| {
+            let unit = summary(&layer, unit, true);
+            let shared = unit.labels.iter().map(|label| words.iter().filter(|word| label.contains(**word)).count()).max()?;
+            Some(NearUnit { unit: Some(unit), similarity: shared as f64 / words.len().max(1) as f64 })
+        };
+        let mut units: Vec<NearUnit> = units.into_iter().filter_map(near).collect();
+        units.sort_by(|a, b| b.similarity.total_cmp(&a.similarity));
+        units.truncate(if most == 0 { 100 } else { most as usize });
+        Ok(Response::new(NearestUnitsResponse { units }))
     }
 
     type SelectConceptStream = Responses<SelectConceptResponse>;

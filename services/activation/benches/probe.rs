@@ -56,7 +56,8 @@ fn main() {
     };
 
     let blobs = Arc::new(Blobs::temporary().unwrap());
-    let activation = Activation::new(args, ActivationArgs::default(), blobs);
+    let limits = ActivationArgs { program: Some(env!("CARGO_BIN_EXE_dnd-activation").into()), ..Default::default() };
+    let activation = Activation::new(args, limits, blobs);
     let request = ProbeRequest {
         target: Some(Target { uri: format!("file:{}", network.display()), preprocessing: Some(preprocessing), ..Default::default() }),
         probing_set: Some(ProbingSet { sources: vec![ProbingSource { source: Some(Source::Uri(format!("file:{}", folder.path().display()))) }] }),

@@ -1,6 +1,6 @@
 //! `dnd-activation`: runs the network that is dissected, over gRPC.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
@@ -9,7 +9,7 @@ use dnd_mesh::{
     Slot,
     args::ServeArgs,
     blobs::{self, Blobs, ObjectArgs},
-    program,
+    config, program,
     server::{self, Services},
 };
 use dnd_onnx::{
@@ -37,8 +37,12 @@ struct Args {
     serve: ServeArgs,
 }
 
-fn main() -> Result<()> {
-    program::run(run(Args::parse()))?
+fn main() -> Result<ExitCode> {
+    if dnd_activation::is_target_process() {
+        return Ok(dnd_activation::run_target());
+    }
+    program::run(run(config::parse()))??;
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn run(args: Args) -> Result<()> {

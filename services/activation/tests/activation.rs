@@ -36,7 +36,8 @@ struct Service {
 fn start(batch: usize, sessions: usize, map_memory: usize) -> Service {
     let blobs = Arc::new(Blobs::temporary().unwrap());
     let engine = EngineArgs::sized(batch, sessions);
-    let activation = Activation::new(engine, ActivationArgs { map_memory, ..ActivationArgs::default() }, Arc::clone(&blobs));
+    let limits = ActivationArgs { map_memory, program: Some(env!("CARGO_BIN_EXE_dnd-activation").into()), ..ActivationArgs::default() };
+    let activation = Activation::new(engine, limits, Arc::clone(&blobs));
     let server = InProcess::start(blobs::add_to(add_to(Services::default(), Slot::filled(activation)), Arc::clone(&blobs)));
     Service { client: ActivationServiceClient::new(server.channel()), blobs, _server: server }
 }

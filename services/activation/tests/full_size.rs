@@ -146,7 +146,8 @@ async fn activations_at_full_size_are_those_of_pytorch() {
     let folder = PathBuf::from(env::var_os("DND_PARITY").expect("DND_PARITY is not set: `make parity` sets it")).join("targets");
     let expected: Expected = serde_json::from_slice(&fs::read(folder.join("expected.json")).unwrap()).unwrap();
     let blobs = Arc::new(Blobs::temporary().unwrap());
-    let activation = Activation::new(EngineArgs::sized(4, 1), ActivationArgs::default(), Arc::clone(&blobs));
+    let limits = ActivationArgs { program: Some(env!("CARGO_BIN_EXE_dnd-activation").into()), ..Default::default() };
+    let activation = Activation::new(EngineArgs::sized(4, 1), limits, Arc::clone(&blobs));
     let server = InProcess::start(blobs::add_to(add_to(Services::default(), Slot::filled(activation)), blobs));
     let mut service = Service { client: ActivationServiceClient::new(server.channel()), folder: folder.clone(), _server: server };
 

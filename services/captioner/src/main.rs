@@ -4,6 +4,7 @@ use std::error::Error;
 
 use clap::Parser;
 use dnd_captioner::{Captioner, CaptionerArgs, add_to};
+use dnd_mesh::config;
 use dnd_onnx::service::{self, ModelServiceArgs};
 
 /// Captions pictures over gRPC with a model in ONNX: BLIP, BLIP-2, a vision encoder with a text decoder, or CLIP over a fixed set of concepts.
@@ -17,6 +18,6 @@ struct Args {
 }
 
 fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
-    let Args { service, captioner } = Args::parse();
+    let Args { service, captioner } = config::parse();
     service::run(service, add_to, move |folder, engine| Captioner::load(folder, &captioner, engine))
 }

@@ -4,6 +4,7 @@ use std::error::Error;
 
 use clap::Parser;
 use dnd_clip::{Clip, add_to};
+use dnd_mesh::config;
 use dnd_onnx::service::{self, ModelServiceArgs};
 
 /// Embeds pictures and texts over gRPC with a CLIP model in ONNX.
@@ -15,5 +16,5 @@ struct Args {
 }
 
 fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
-    service::run(Args::parse().service, add_to, Clip::load)
+    service::run(config::parse::<Args>().service, add_to, Clip::load)
 }

@@ -4,6 +4,7 @@ use std::error::Error;
 
 use clap::Parser;
 use dnd_diffusion::{Diffusion, add_to};
+use dnd_mesh::config;
 use dnd_onnx::service::{self, ModelServiceArgs};
 
 /// Draws pictures of concepts over gRPC with a Stable Diffusion model in ONNX.
@@ -15,5 +16,5 @@ struct Args {
 }
 
 fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
-    service::run(Args::parse().service, add_to, Diffusion::load)
+    service::run(config::parse::<Args>().service, add_to, Diffusion::load)
 }

@@ -8,10 +8,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dnd_mesh::{Fault, blobs::Blobs};
+use dnd_mesh::{
+    Fault,
+    blobs::Blobs,
+    metrics::{UNITS, UNITS_OPEN},
+    telemetry::Ids,
+};
 use dnd_proto::v1::{Model, ProbedUnit, Provenance, Stage, UnitResult, UnitState};
 use futures::StreamExt as _;
 use lru::LruCache;
+use metrics::{counter, gauge};
 use tokio::{
     sync::OnceCell,
     task::{AbortHandle, JoinSet},
@@ -26,6 +32,7 @@ use crate::{
     failure::Failure,
     models::{Models, SERVICE_AWAY, SERVICES},
     probing::{self, Probed, ProbingArgs},
+    progress,
     results::Results,
     server::OrchestratorArgs,
     steps::{self, Course},
@@ -127,6 +134,7 @@ impl Engine {
                     }
                 }
             }
+            gauge!(UNITS_OPEN.name).set(working.len() as f64);
             tokio::select! {
                 _ = working.join_next(), if !working.is_empty() => leases.retain(|(_, task)| !task.is_finished()),
                 _ = beat.tick() => self.renew(&leases).await,
@@ -189,6 +197,7 @@ impl Engine {
         let fault = match self.probe(lease, &calls).await {
             Ok(passed) => {
                 calls.progress().time(Stage::Probe, since);
+                progress::through(Stage::Probe, since);
                 return self.store.passed(lease, passed, calls.progress().take()).await;
             }
             Err(Unprobed::Store(error)) => return Err(error),
@@ -238,6 +247,11 @@ impl Engine {
         // A task of its own, so that a panic in it fails the unit and nothing else.
         // Of a trace of its own: a unit is what one wants to see the way of.
         let span = info_span!(parent: None, "unit", layer = probed.layer, unit = probed.unit, job = lease.job);
+        let (ids, before) = lease.spans();
+        ids.give(&span);
+        if let Some(before) = before {
+            before.link(&span);
+        }
         let work = tokio::spawn(async move { steps::dissect(&course.calls, &course, &probed).await }.instrument(span));
         let (result, failure) = AbortOnDropHandle::new(work).await.unwrap_or_else(|_| {
             let failure = Failure::new("internal", "the work on it panicked; the orchestrator's log has the details").worth_another_try();
@@ -251,7 +265,12 @@ impl Engine {
                 calls.ask_anew();
                 self.store.again(&lease, after(&lease), tallies).await
             }
-            _ => self.store.finish(&lease, &result, tallies).await,
+            _ => {
+                self.store.finish(&lease, &result, tallies).await?;
+                let state = result.state().as_str_name().trim_start_matches("UNIT_STATE_").to_lowercase();
+                counter!(UNITS.name, "state" => state).increment(1);
+                Ok(())
+            }
         }
     }
 
@@ -362,6 +381,10 @@ struct Leased {
 }
 
 impl Course for Leased {
+    fn ids(&self, stage: Stage) -> Option<Ids> {
+        Some(self.lease.span(stage))
+    }
+
     async fn through(&self, stage: Stage) -> Result<(), Failure> {
         // The last is written with the unit's end.
         if stage == Stage::Score {

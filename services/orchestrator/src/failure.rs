@@ -58,8 +58,10 @@ impl Failure {
         let status = fault::item_status(status);
         let pauses = fault::reason_of(&status).filter(|reason| PAUSES_THE_JOB.contains(&reason.as_str()));
         let pauses = pauses.map(|_| Box::new(Pause { fault: Fault::relayed(&status), by_itself: false }));
-        // The codes that say that asking again would be answered alike.
-        let is_the_items = matches!(status.code(), Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition | Code::OutOfRange | Code::DataLoss);
+        // The codes that say that asking again would be answered alike. What the network can't do is no fault of the picture that it was doing it on.
+        let is_the_networks = fault::reason_of(&status).is_some_and(|reason| reason.starts_with("TARGET_"));
+        let for_good = matches!(status.code(), Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition | Code::OutOfRange | Code::DataLoss);
+        let is_the_items = for_good && !is_the_networks;
         Self { is_the_items: is_the_items && pauses.is_none(), retry: !is_the_items, pauses, ..Self::status(&status) }
     }
 

@@ -13,6 +13,7 @@ mod engine;
 mod failure;
 mod memo;
 mod models;
+mod nearest;
 mod probing;
 mod progress;
 mod results;
@@ -21,6 +22,7 @@ mod selection;
 mod server;
 mod steps;
 mod store;
+mod studies;
 mod uploads;
 mod watch;
 

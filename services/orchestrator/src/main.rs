@@ -8,7 +8,7 @@ use dnd_mesh::{
     args::ServeArgs,
     blobs,
     channel::Dial,
-    program,
+    config, program,
     server::{self, Services},
 };
 use dnd_orchestrator::{Data, DataArgs, Endpoints, Models, OrchestratorArgs, WorksOn};
@@ -28,7 +28,7 @@ struct Args {
 }
 
 fn main() -> Result<()> {
-    program::run(run(Args::parse()))?
+    program::run(run(config::parse()))?
 }
 
 async fn run(args: Args) -> Result<()> {

@@ -17,7 +17,7 @@ use dnd_proto::v1::{
 };
 use tonic::{Code, Status};
 
-use crate::calls::once_loaded;
+use crate::calls::{TRIES, once_loaded};
 
 /// Where the model services are. Each is a name, of which all addresses are used, or several with commas between them.
 #[derive(Debug, Clone, Args)]
@@ -90,26 +90,32 @@ impl Models {
 /// The model services, in the order of [`Models::models`].
 pub(crate) const SERVICES: [&str; 5] = ["activation", "captioner", "summarizer", "diffusion", "clip"];
 
+macro_rules! model_of {
+    ($models:ident, $tries:expr, $service:ident, $request:ident) => {
+        async {
+            let model = once_loaded($tries, || {
+                let mut client = $models.$service.clone();
+                async move { client.get_model($request {}).await }
+            });
+            model.await.map(|model| model.into_inner().model).map_err(|status| passed_on(stringify!($service), &status))
+        }
+    };
+}
+
 impl Models {
+    /// CLIP's model.
+    pub(crate) async fn clip_model(&self) -> Result<Option<Model>, Fault> {
+        model_of!(self, TRIES, clip, EmbeddingServiceGetModelRequest).await
+    }
+
     /// The model of each service. One that is still loading its model is asked again so often; one that is not there is told at once.
     pub(crate) async fn models(&self, tries: u32) -> Result<[Option<Model>; 5], Fault> {
-        macro_rules! model_of {
-            ($service:ident, $request:ident) => {
-                async {
-                    let model = once_loaded(tries, || {
-                        let mut client = self.$service.clone();
-                        async move { client.get_model($request {}).await }
-                    });
-                    model.await.map(|model| model.into_inner().model).map_err(|status| passed_on(stringify!($service), &status))
-                }
-            };
-        }
         let (activation, captioner, summarizer, diffusion, clip) = tokio::try_join!(
-            model_of!(activation, ActivationServiceGetModelRequest),
-            model_of!(captioner, CaptionServiceGetModelRequest),
-            model_of!(summarizer, SummaryServiceGetModelRequest),
-            model_of!(diffusion, DiffusionServiceGetModelRequest),
-            model_of!(clip, EmbeddingServiceGetModelRequest),
+            model_of!(self, tries, activation, ActivationServiceGetModelRequest),
+            model_of!(self, tries, captioner, CaptionServiceGetModelRequest),
+            model_of!(self, tries, summarizer, SummaryServiceGetModelRequest),
+            model_of!(self, tries, diffusion, DiffusionServiceGetModelRequest),
+            model_of!(self, tries, clip, EmbeddingServiceGetModelRequest),
         )?;
         Ok([activation, captioner, summarizer, diffusion, clip])
     }

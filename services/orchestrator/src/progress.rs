@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use dnd_mesh::metrics::{RESULTS, STAGE_SECONDS};
 use dnd_proto::v1::{Stage, Usage};
+use metrics::{counter, histogram};
 
 /// A tally of every stage, that calls add to.
 #[derive(Debug, Default)]
@@ -34,6 +36,9 @@ impl Progress {
         let tally = stages.entry(stage).or_default();
         tally.calls += made;
         tally.reused += reused;
+        for (origin, count) in [("made", made), ("reused", reused)] {
+            counter!(RESULTS.name, "stage" => name(stage), "origin" => origin).increment(count);
+        }
     }
 
     /// Adds what an endpoint was asked in a stage.
@@ -50,4 +55,14 @@ impl Progress {
     pub(crate) fn take(&self) -> BTreeMap<Stage, Tally> {
         std::mem::take(&mut *self.lock())
     }
+}
+
+/// Measures how long a unit, or a pass, took through a stage.
+pub(crate) fn through(stage: Stage, since: Instant) {
+    histogram!(STAGE_SECONDS.name, "stage" => name(stage)).record(since.elapsed());
+}
+
+/// A stage as its users know it, such as `caption`.
+fn name(stage: Stage) -> String {
+    stage.as_str_name().trim_start_matches("STAGE_").to_lowercase()
 }

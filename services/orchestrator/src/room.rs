@@ -220,11 +220,16 @@ impl Room {
 
 /// Pins the pictures that a unit's result refers to: they stay until its job is unpinned. To be called in the transaction that writes the result.
 pub(crate) async fn pin(connection: &mut AnyConnection, job: &str, result: &UnitResult) -> Result<(), sqlx::Error> {
-    let pictures: Vec<Key> = pictures_of(result).into_iter().collect();
+    pin_pictures(connection, job, pictures_of(result)).await
+}
+
+/// As [`pin`], for whatever else refers to pictures by its id.
+pub(crate) async fn pin_pictures(connection: &mut AnyConnection, id: &str, pictures: HashSet<Key>) -> Result<(), sqlx::Error> {
+    let pictures: Vec<Key> = pictures.into_iter().collect();
     for pictures in pictures.chunks(KEYS) {
         let rows: Vec<String> = (2..2 + pictures.len()).map(|place| format!("(${place}, $1)")).collect();
         let insert = format!("INSERT INTO pins (digest, job) VALUES {} ON CONFLICT DO NOTHING", rows.join(", "));
-        let insert = sqlx::query(AssertSqlSafe(insert)).bind(job.to_owned());
+        let insert = sqlx::query(AssertSqlSafe(insert)).bind(id.to_owned());
         pictures.iter().fold(insert, |insert, picture| insert.bind(picture.as_slice())).execute(&mut *connection).await?;
     }
     Ok(())

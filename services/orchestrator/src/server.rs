@@ -1,4 +1,4 @@
-//! DissectService and PictureService over the store of jobs and the engine that works on them.
+//! DissectService and PictureService over the store of jobs and the engine that works on them, and where all services of an orchestrator are added.
 
 use std::{
     num::{NonZeroU64, NonZeroUsize},
@@ -15,11 +15,12 @@ use dnd_mesh::{
 use dnd_proto::v1::{
     CancelJobRequest, CancelJobResponse, CreateJobRequest, CreateJobResponse, DeleteJobRequest, DeleteJobResponse, DissectRequest, DissectResponse,
     DissectServiceDescribeTargetRequest, DissectServiceDescribeTargetResponse, GetJobRequest, GetJobResponse, GetPicturesRequest, GetPicturesResponse,
-    GetUnitRequest, GetUnitResponse, Job, ListJobsRequest, ListJobsResponse, ListUnitsRequest, ListUnitsResponse, OnDisconnect, ResumeJobRequest,
-    ResumeJobResponse, SelectConceptRequest, SelectConceptResponse, WatchJobRequest, WatchJobResponse,
+    GetUnitRequest, GetUnitResponse, Job, ListJobsRequest, ListJobsResponse, ListUnitsRequest, ListUnitsResponse, NearestUnitsRequest, NearestUnitsResponse,
+    OnDisconnect, ResumeJobRequest, ResumeJobResponse, SelectConceptRequest, SelectConceptResponse, WatchJobRequest, WatchJobResponse,
     dissect_service_server::{DissectService, DissectServiceServer},
     get_pictures_response,
     picture_service_server::{PictureService, PictureServiceServer},
+    study_service_server::StudyServiceServer,
 };
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use tokio::task::JoinSet;
@@ -32,9 +33,11 @@ use crate::{
     data::Data,
     engine::{Engine, WorksOn},
     models::Models,
+    nearest::nearest,
     probing::ProbingArgs,
     selection::Selection,
     store::{NewJob, Store, UnitFilter},
+    studies::Studies,
     uploads,
     watch::{no_such_job, watch},
 };
@@ -63,8 +66,10 @@ impl Default for OrchestratorArgs {
 }
 
 const LONGEST_REQUEST_ID: usize = 128;
-const MOST_JOBS: u32 = 1_000;
-const USUAL_JOBS: u32 = 100;
+pub(crate) const MOST_JOBS: u32 = 1_000;
+pub(crate) const USUAL_JOBS: u32 = 100;
+const MOST_NEAREST: u32 = 1_000;
+const USUAL_NEAREST: u32 = 100;
 const MOST_UNITS: u32 = 10_000;
 const USUAL_UNITS: u32 = 1_000;
 
@@ -79,8 +84,10 @@ pub fn add_to(services: Services, models: Models, data: Data, args: &Orchestrato
     let orchestrator = Arc::new(Orchestrator { engine, tasks: Mutex::new(tasks) });
     let dissect =
         DissectServiceServer::from_arc(Arc::clone(&orchestrator)).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let studies = StudyServiceServer::new(Studies { store: orchestrator.store().clone() });
+    let studies = studies.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
     let pictures = PictureServiceServer::from_arc(orchestrator).max_encoding_message_size(MAX_MESSAGE_BYTES);
-    services.with(dissect).with(pictures)
+    services.with(dissect).with(pictures).with(studies)
 }
 
 struct Orchestrator {
@@ -164,12 +171,20 @@ impl Orchestrator {
 }
 
 /// A size of a page, checked.
-fn page_size(asked: u32, usual: u32, most: u32) -> Result<u32, Fault> {
+pub(crate) fn page_size(asked: u32, usual: u32, most: u32) -> Result<u32, Fault> {
     match asked {
         0 => Ok(usual),
         asked if asked > most => Err(Fault::field("page_size", format!("{asked}; at most {most}"))),
         asked => Ok(asked),
     }
+}
+
+/// A page of what was found, one more than fits if there is more, and the token of the page after it.
+pub(crate) fn page<T>(mut found: Vec<T>, size: u32, token: impl Fn(&T) -> String) -> (Vec<T>, String) {
+    let more = found.len() > size as usize;
+    found.truncate(size as usize);
+    let next = found.last().filter(|_| more).map(token).unwrap_or_default();
+    (found, next)
 }
 
 #[tonic::async_trait]
@@ -199,10 +214,8 @@ impl DissectService for Orchestrator {
         let ListJobsRequest { page_size: size, page_token } = request.into_inner();
         let size = page_size(size, USUAL_JOBS, MOST_JOBS)?;
         let after = Some(page_token.as_str()).filter(|token| !token.is_empty());
-        let mut jobs = self.store().jobs(after, size + 1).await.map_err(Fault::from)?;
-        let more = jobs.len() > size as usize;
-        jobs.truncate(size as usize);
-        let next_page_token = jobs.last().filter(|_| more).map(|job| job.job_id.clone()).unwrap_or_default();
+        let jobs = self.store().jobs(after, size + 1).await.map_err(Fault::from)?;
+        let (jobs, next_page_token) = page(jobs, size, |job| job.job_id.clone());
         Ok(Response::new(ListJobsResponse { jobs, next_page_token }))
     }
 
@@ -248,10 +261,8 @@ impl DissectService for Orchestrator {
             return Err(no_such_job(&job_id).into());
         }
         let filter = UnitFilter { after, most: size + 1, layer, state, text };
-        let mut units = self.store().units(&job_id, &filter).await.map_err(Fault::from)?;
-        let more = units.len() > size as usize;
-        units.truncate(size as usize);
-        let next_page_token = units.last().filter(|_| more).map(|(place, _)| place.to_string()).unwrap_or_default();
+        let units = self.store().units(&job_id, &filter).await.map_err(Fault::from)?;
+        let (units, next_page_token) = page(units, size, |(place, _)| place.to_string());
         Ok(Response::new(ListUnitsResponse { units: units.into_iter().map(|(_, unit)| unit).collect(), next_page_token }))
     }
 
@@ -261,6 +272,17 @@ impl DissectService for Orchestrator {
         let found =
             found.ok_or_else(|| Fault::new(Code::NotFound, "NO_SUCH_UNIT", format!("no job {job_id:?} with a unit {unit} of {layer:?} is kept here")))?;
         Ok(Response::new(GetUnitResponse { unit: Some(found) }))
+    }
+
+    async fn nearest_units(&self, request: Request<NearestUnitsRequest>) -> Result<Response<NearestUnitsResponse>, Status> {
+        let NearestUnitsRequest { job_id, text, most } = request.into_inner();
+        let most = match most {
+            0 => USUAL_NEAREST,
+            most if most > MOST_NEAREST => return Err(Fault::field("most", format!("{most}; at most {MOST_NEAREST}")).into()),
+            most => most,
+        };
+        let units = nearest(&self.engine, &job_id, &text, most as usize).await?;
+        Ok(Response::new(NearestUnitsResponse { units }))
     }
 
     type SelectConceptStream = items::Responses<SelectConceptResponse>;

@@ -6,7 +6,7 @@ use clap::Parser;
 use dnd_mesh::{
     Slot,
     args::ServeArgs,
-    program,
+    config, program,
     server::{self, Services},
 };
 use dnd_onnx::runtime::EngineArgs;
@@ -28,7 +28,7 @@ struct Args {
 }
 
 fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
-    let Args { model, engine, serve, llm } = Args::parse();
+    let Args { model, engine, serve, llm } = config::parse();
     let slot = Slot::default();
     let services = add_to(Services::default(), slot.clone());
     let load = move || Summarizer::open(&model.unwrap_or_default(), &engine, &llm).map(|loaded| slot.fill(loaded));

@@ -1,8 +1,11 @@
-//! What the tests of several packages share: the sketch suite's models and pictures, networks by hand, and HTTP servers.
+//! What the tests of several packages share: the sketch suite's models and pictures, networks by hand, what was made to hurt, HTTP servers, and a network that
+//! fails.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 pub mod by_hand;
+pub mod hostile;
 mod http;
+mod proxy;
 
 use std::{
     fs::{self, File},
@@ -13,6 +16,7 @@ use std::{
 use bytes::Bytes;
 
 pub use http::HttpServer;
+pub use proxy::Proxy;
 
 /// A file or folder of the sketch suite.
 pub fn sketch(name: &str) -> PathBuf {

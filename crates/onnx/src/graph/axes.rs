@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Input, Network};
 use crate::{Error, format::NodeProto};
 
 /// The order of the axes of a picture, a feature map, or a row of tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DataFormat {
     /// (N, C, height, width) or (N, C, length).
     ChannelsFirst,

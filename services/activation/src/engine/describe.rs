@@ -1,32 +1,28 @@
 //! What can be asked of a target: found out by running it once with every value as an output.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
-use dnd_mesh::Fault;
-use dnd_method::parameters::Summary;
+use dnd_mesh::{Fault, batch::Stop};
+use dnd_method::parameters::{Summary, TokenSummary};
 use dnd_onnx::{
     Error,
     graph::{DataFormat, Given, Input, Layer, Network, ToFloat, Wanted},
-    runtime::{self, EngineArgs},
+    runtime::EngineArgs,
 };
 use dnd_proto::v1 as proto;
-use ort::{
-    session::Session,
-    value::{Tensor, TensorElementType, ValueType},
-};
+use serde::{Deserialize, Serialize};
 
-use super::Described;
+use super::{Described, Reading};
+use crate::process::{Element, Host, Load, Look, Looked, Request};
 
-/// Pictures of the trial run, where the graph leaves the number open: a value that does not have as many rows is no layer.
-const TRIAL_BATCH: usize = 2;
 /// Tokens before the patches at most: a class token, a distillation token, registers.
 const MOST_PREFIX_TOKENS: usize = 16;
 
-/// Pixels of a batch that a network fixes at most.
-const MOST_INPUT_PIXELS: usize = 1 << 26;
+/// Bytes of what is told of a network's values at most.
+const MOST_LOOKED: u64 = 64 << 20;
 
 /// A layer whose units can be asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LayerInfo {
     pub(crate) name: String,
     pub(crate) value: String,
@@ -40,6 +36,12 @@ impl LayerInfo {
     /// Values of a unit's activation map; none without space.
     pub(crate) fn map_values(&self) -> usize {
         self.kind.map().map_or(0, |(height, width)| height * width)
+    }
+
+    /// Rows and columns of a unit's activation map in that reading; none without space, as for class tokens.
+    pub(crate) fn map(&self, reading: Reading) -> Option<(usize, usize)> {
+        let class = matches!((self.kind, reading.token_summary), (LayerKind::Tokens { .. }, TokenSummary::Class));
+        if class { None } else { self.kind.map() }
     }
 
     /// The layer's value.
@@ -56,7 +58,7 @@ impl LayerInfo {
 }
 
 /// The shape of a layer's value, the batch aside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum LayerKind {
     /// Channels of (N, C, height, width) or (N, height, width, C).
     Channels { height: usize, width: usize, data_format: DataFormat },
@@ -108,20 +110,24 @@ pub(crate) struct Trial {
     pub(crate) batch: Option<usize>,
 }
 
-/// Runs a network once and looks at all its values.
-pub(crate) fn trial(network: &Network, input: &Input, options: &proto::TargetOptions, size: (u32, u32), args: &EngineArgs) -> Result<Trial, Fault> {
+/// Runs a network once, in a process of its own, and looks at all its values. Blocking.
+pub(crate) fn trial(
+    host: &Arc<Host>,
+    digest: &str,
+    network: &Network,
+    input: &Input,
+    options: &proto::TargetOptions,
+    size: (u32, u32),
+    args: &EngineArgs,
+) -> Result<Trial, Fault> {
     let candidates = network.layers()?;
     let wanted: Vec<Wanted> = candidates.iter().map(|layer| Wanted::as_is(&layer.value)).collect();
-    let mut session = runtime::session_of(&network.cut(input, &wanted)?, network.folder(), args)?;
-    let mut run = |batch| values(&mut session, input, size, batch);
-    let (batch, fixed, values) = match input.batch {
-        Some(batch) => (batch, Some(batch), run(batch)?),
-        // A graph may leave the number of pictures open and be for one all the same, by a shape that was traced with one.
-        None => match run(TRIAL_BATCH) {
-            Ok(values) => (TRIAL_BATCH, None, values),
-            Err(error) => (1, Some(1), run(1).map_err(|_| error)?),
-        },
-    };
+    let load = Load { folder: network.folder().to_string_lossy().into_owned(), engine: args.for_one_of_them(), input: input.fed() };
+    let look = Look { size: (size.0 as usize, size.1 as usize), batch: input.batch };
+    let mut process = host.start(digest, 1)?;
+    let (looked, _) = process.ask(&Request::Look(load, look), &network.cut(input, &wanted)?, MOST_LOOKED, &Stop::default())?;
+    let Looked { batch, fixed, values } = process.meant(looked)?;
+    let values: HashMap<String, (Element, Vec<usize>)> = values.into_iter().map(|(name, element, shape)| (name, (element, shape))).collect();
     let mut shapes: HashMap<String, Vec<usize>> = values.iter().map(|(name, (_, shape))| (name.clone(), shape.clone())).collect();
     let (height, width) = (size.0 as usize, size.1 as usize);
     let picture = match input.data_format {
@@ -157,7 +163,7 @@ pub(crate) fn trial(network: &Network, input: &Input, options: &proto::TargetOpt
     let mut last = String::new();
     for Layer { name, value, operator } in candidates {
         let found = match values.get(&value) {
-            Some((element, shape)) => to_float(network, &value, *element)?
+            Some((element, shape)) => to_float(network, &value, element)?
                 .and_then(|to_float| kind(shape, batch, format(&value, shape), said, &grids).map(|(kind, units)| (to_float, kind, units as u32))),
             None => Err("it is no tensor".to_owned()),
         };
@@ -175,29 +181,14 @@ pub(crate) fn trial(network: &Network, input: &Input, options: &proto::TargetOpt
     Ok(Trial { layers, refused, batch: fixed })
 }
 
-/// The types and shapes of all outputs that are tensors, on blank pictures.
-fn values(session: &mut Session, input: &Input, size: (u32, u32), batch: usize) -> Result<HashMap<String, (TensorElementType, Vec<usize>)>, Error> {
-    let (height, width) = (size.0 as usize, size.1 as usize);
-    if batch * height * width > MOST_INPUT_PIXELS {
-        return Err(Error::Graph(format!("it takes {batch} pictures of {height} x {width} at a time; that is more than {MOST_INPUT_PIXELS} pixels together")));
-    }
-    let blank = Tensor::from_array(([batch, 3, height, width], vec![0.0_f32; batch * 3 * height * width]))?;
-    let outputs = session.run(vec![(input.fed(), blank)])?;
-    let tensor = |value: &ValueType| match value {
-        ValueType::Tensor { ty, shape, .. } => Some((*ty, shape.iter().map(|side| usize::try_from(*side).unwrap_or(0)).collect())),
-        _ => None,
-    };
-    Ok(outputs.iter().filter_map(|(name, value)| Some((name.to_owned(), tensor(value.dtype())?))).collect())
-}
-
 /// What brings a value of that type to 32-bit floats, or why nothing does.
-fn to_float(network: &Network, value: &str, element: TensorElementType) -> Result<Result<ToFloat, String>, Error> {
-    use TensorElementType as Element;
+fn to_float(network: &Network, value: &str, element: &Element) -> Result<Result<ToFloat, String>, Error> {
     Ok(match element {
         Element::Float32 => Ok(ToFloat::AsIs),
-        Element::Float16 | Element::Bfloat16 | Element::Float64 => Ok(ToFloat::Cast),
-        Element::Int8 | Element::Uint8 if network.is_quantized(value)? => Ok(ToFloat::Dequantize),
-        other => Err(format!("it holds {other}, not floats")),
+        Element::Float => Ok(ToFloat::Cast),
+        Element::EightBits if network.is_quantized(value)? => Ok(ToFloat::Dequantize),
+        Element::EightBits => Err("it holds integers of 8 bits, not floats".to_owned()),
+        Element::Other(other) => Err(format!("it holds {other}, not floats")),
     })
 }
 

@@ -32,6 +32,8 @@ use dnd_proto::v1 as proto;
 use prost::Message as _;
 use tonic::Code;
 
+use crate::process::Host;
+
 use cache::Cache;
 pub(crate) use describe::{LayerInfo, LayerKind, resolve};
 pub(crate) use probe::{Collector, Found, Probed, ProbedMap};
@@ -49,6 +51,12 @@ pub struct ActivationArgs {
     /// Mebibytes of activation maps that a probing pass keeps; beyond them pictures are run again at its end
     #[arg(long, env = "DND_MAP_MEMORY", default_value_t = 256)]
     pub map_memory: usize,
+    /// Mebibytes that a loaded target may take, its sessions together, each in a process of its own; one that needs more is refused. By default half of what the container or the machine has
+    #[arg(long, env = "DND_TARGET_MEMORY")]
+    pub target_memory: Option<u64>,
+    /// Seconds that a target may take to load, or for a batch; its process is killed then
+    #[arg(long, env = "DND_TARGET_TIMEOUT", default_value_t = 300, value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
+    pub target_timeout: u64,
     /// Pixels of a picture at most; larger ones are skipped
     #[arg(long, env = "DND_MAX_PIXELS", default_value_t = PictureLimits::default().pixels, value_parser = RangedU64ValueParser::<u64>::new().range(1..=PictureLimits::default().pixels))]
     pub max_pixels: u64,
@@ -58,11 +66,23 @@ pub struct ActivationArgs {
     /// Whether callers may be of other machines
     #[arg(skip)]
     pub remote: bool,
+    /// The program that runs targets: one whose `main` looks at [`crate::is_target_process`]; by default this one
+    #[arg(skip)]
+    pub program: Option<PathBuf>,
 }
 
 impl Default for ActivationArgs {
     fn default() -> Self {
-        Self { targets: DEFAULT_TARGETS, map_memory: 256, max_pixels: PictureLimits::default().pixels, roots: Vec::new(), remote: false }
+        Self {
+            targets: DEFAULT_TARGETS,
+            map_memory: 256,
+            target_memory: None,
+            target_timeout: 300,
+            max_pixels: PictureLimits::default().pixels,
+            roots: Vec::new(),
+            remote: false,
+            program: None,
+        }
     }
 }
 
@@ -72,6 +92,7 @@ pub struct Activation {
     limits: ActivationArgs,
     blobs: Arc<Blobs>,
     roots: Roots,
+    host: Arc<Host>,
     digests: Cache<FileState, String>,
     networks: Cache<(PathBuf, String), Network>,
     described: Cache<String, Described>,
@@ -129,6 +150,7 @@ impl Activation {
         Self {
             args,
             roots: Roots::new(&limits.roots, !limits.remote),
+            host: Arc::new(Host::new(&limits)),
             limits,
             blobs,
             digests: Cache::new(DIGESTS),
@@ -221,10 +243,10 @@ impl Activation {
         let key = format!("{file:?} {whole} {preprocessing:?} {options:?}");
         let args = self.args.for_model(u64::MAX);
         let make = || {
-            let key = key.clone();
+            let (key, host) = (key.clone(), Arc::clone(&self.host));
             blocking(move || {
                 let describe::Trial { layers, refused, batch } =
-                    describe::trial(&network, &input, &options, (preprocessing.height, preprocessing.width), &args)?;
+                    describe::trial(&host, &whole, &network, &input, &options, (preprocessing.height, preprocessing.width), &args)?;
                 Ok(Described { digest: whole, network, preprocessing, layers, refused, input, batch, size, key })
             })
         };
@@ -263,8 +285,8 @@ impl Activation {
     pub(crate) async fn cut(&self, described: &Arc<Described>, layers: &[LayerInfo], reading: Reading) -> Result<Arc<Cut>, Fault> {
         let key = CutKey { described: described.key.clone(), layers: layers.iter().map(|layer| layer.value.clone()).collect(), reading };
         let (described, layers, limits) = (Arc::clone(described), layers.to_vec(), self.picture_limits());
-        let args = self.args.for_model(described.size);
-        self.cuts.get(key, || blocking(move || Cut::load(&described, layers, reading, &args, limits))).await
+        let (args, host) = (self.args.for_model(described.size), Arc::clone(&self.host));
+        self.cuts.get(key, || blocking(move || Cut::load(&host, &described, layers, reading, &args, limits))).await
     }
 }
 

@@ -58,32 +58,44 @@ impl Collector {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The units for which a picture would be kept now, of those whose maps there is room for; `map_values` of a layer is how many values one of its maps has.
+    /// For a unit that is not among them the picture's map will not be needed later either.
+    pub(crate) fn wants(&self, index: u64, activations: &[Vec<f32>], map_values: impl Fn(usize) -> usize) -> Vec<(usize, u32)> {
+        let state = self.lock();
+        let mut room = state.room;
+        let units = self.units().zip(&state.tops).filter(|((layer, unit), top)| top.would_keep(activation(activations, *layer, *unit), index));
+        let fits = |of: &(usize, u32)| {
+            let left = room.checked_sub(map_values(of.0) * size_of::<f32>());
+            room = left.unwrap_or(room);
+            left.is_some()
+        };
+        units.map(|(of, _)| of).filter(|of| map_values(of.0) > 0).filter(fits).collect()
+    }
+
     /// Takes in a picture of that width and height: `activations` a layer after the other, `map` of a layer and unit where the picture is kept for it.
-    pub(crate) fn offer(&self, index: u64, size: (u32, u32), activations: &[Vec<f32>], map: impl Fn(usize, u32) -> Option<Map>) {
+    pub(crate) fn offer(&self, index: u64, size: (u32, u32), activations: &[Vec<f32>], mut map: impl FnMut(usize, u32) -> ProbedMap) {
         let mut state = self.lock();
         let State { tops, room } = &mut *state;
-        let units = self.units.iter().flat_map(|(layer, units)| units.iter().map(move |unit| (*layer, *unit)));
-        for (top, (layer, unit)) in tops.iter_mut().zip(units) {
-            let activation = activations.get(layer).and_then(|layer| layer.get(unit as usize)).copied().unwrap_or(f32::NAN);
-            let dropped = top.offer(activation, index, || {
+        for (top, (layer, unit)) in tops.iter_mut().zip(self.units()) {
+            let dropped = top.offer(activation(activations, layer, unit), index, || {
                 let map = match map(layer, unit) {
-                    None => ProbedMap::None,
-                    Some(map) if size_of_val(map.values()) > *room => ProbedMap::Dropped,
-                    Some(map) => {
-                        *room -= size_of_val(map.values());
-                        ProbedMap::Kept(map)
-                    }
+                    map if map.bytes() > *room => ProbedMap::Dropped,
+                    map => map,
                 };
+                *room -= map.bytes();
                 Probed { size, map }
             });
             *room += dropped.map_or(0, |entry| entry.with.map.bytes());
         }
     }
 
+    fn units(&self) -> impl Iterator<Item = (usize, u32)> {
+        self.units.iter().flat_map(|(layer, units)| units.iter().map(|unit| (*layer, *unit)))
+    }
+
     /// The units, in the order of the layers and of the units in each.
     pub(crate) fn finish(&self) -> Vec<Found> {
         let tops = std::mem::take(&mut self.lock().tops);
-        let units = self.units.iter().flat_map(|(layer, units)| units.iter().map(move |unit| (*layer, *unit)));
         let found = |((layer, unit), top): ((usize, u32), Top<u64, Probed>)| Found {
             layer,
             unit,
@@ -92,8 +104,12 @@ impl Collector {
             range: top.range(),
             top: top.into_entries(),
         };
-        units.zip(tops).map(found).collect()
+        self.units().zip(tops).map(found).collect()
     }
+}
+
+fn activation(activations: &[Vec<f32>], layer: usize, unit: u32) -> f32 {
+    activations.get(layer).and_then(|layer| layer.get(unit as usize)).copied().unwrap_or(f32::NAN)
 }
 
 /// What a pass found of a unit.

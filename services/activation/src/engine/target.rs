@@ -1,33 +1,32 @@
 //! A loaded target: cut down to what the asked-for layers need, run picture by picture in batches.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use dnd_mesh::{
     Fault,
-    batch::{self, Batcher, Limits, Stop, Worker},
+    batch::{Batcher, Limits, Stop, Worker},
 };
 use dnd_method::{
     parameters::{Summary, TokenSummary},
     resize::Map,
-    summary,
 };
 use dnd_onnx::{
     Error,
-    graph::{DataFormat, Wanted},
-    pictures::{self, PictureLimits, Preprocessor},
-    runtime::{self, EngineArgs},
+    graph::Wanted,
+    pictures::{PictureLimits, Preprocessor},
+    runtime::EngineArgs,
 };
 use image::RgbImage;
-use ort::{
-    session::{OutputSelector, RunOptions, Session, SessionOutputs},
-    value::Tensor,
-};
+use prost::Message as _;
+use serde::{Deserialize, Serialize};
+use tonic::Code;
 
-use super::{Collector, Described, LayerInfo, LayerKind};
+use super::{Collector, Described, LayerInfo, LayerKind, ProbedMap};
+use crate::process::{self, Answer, Given, Host, Load, Process, Request, Target};
 
 /// How units' values become numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Reading {
     pub(crate) summary: Summary,
     pub(crate) token_summary: TokenSummary,
@@ -63,29 +62,35 @@ pub(crate) enum Output {
 }
 
 impl Cut {
-    /// Loads the network for some of its layers. Blocking.
-    pub(crate) fn load(described: &Described, layers: Vec<LayerInfo>, reading: Reading, args: &EngineArgs, limits: PictureLimits) -> Result<Self, Fault> {
+    /// Loads the network for some of its layers, each session in a process of its own. Blocking.
+    pub(crate) fn load(
+        host: &Arc<Host>,
+        described: &Arc<Described>,
+        layers: Vec<LayerInfo>,
+        reading: Reading,
+        args: &EngineArgs,
+        limits: PictureLimits,
+    ) -> Result<Self, Fault> {
         layers.iter().try_for_each(|layer| check_tokens(layer, reading))?;
         let preprocessor = Preprocessor::new(&described.preprocessing)?;
-        let wanted: Vec<Wanted> = layers.iter().flat_map(|layer| layer.reduced(reading.summary).into_iter().chain([layer.whole()])).collect();
-        let model = described.network.cut(&described.input, &wanted)?;
-        let layers: Arc<[LayerInfo]> = layers.into();
-        let runners = (0..args.session_count())
-            .map(|_| {
-                Ok(Runner {
-                    session: runtime::session_of(&model, described.network.folder(), args)?,
-                    input: described.input.fed(),
-                    fixed_batch: described.batch,
-                    layers: Arc::clone(&layers),
-                    reading,
-                    preprocessor: preprocessor.clone(),
-                    limits,
-                })
-            })
-            .collect::<Result<Vec<_>, Error>>()?;
+        let load = Load { folder: described.network.folder().to_string_lossy().into_owned(), engine: args.for_one_of_them(), input: described.input.fed() };
+        let target = Target {
+            batch: described.batch,
+            layers: layers.clone(),
+            reading,
+            preprocessing: described.preprocessing.encode_to_vec(),
+            picture_bytes: limits.bytes,
+            picture_pixels: limits.pixels,
+        };
+        let starter = Arc::new(Starter { host: Arc::clone(host), described: Arc::clone(described), sessions: args.session_count(), load, target });
+        let network = starter.network()?;
+        // They load side by side.
+        let starting = (0..args.session_count()).map(|_| starter.begin(&network)).collect::<Result<Vec<_>, _>>()?;
+        let runners = starting.into_iter().map(|process| Ok(Runner { process: Some(starter.end(process, &Stop::default())?), starter: Arc::clone(&starter) }));
+        let runners = runners.collect::<Result<Vec<_>, Fault>>()?;
         let batch = described.batch.unwrap_or(args.batch()).max(1);
         let batcher = Batcher::start("target", runners, Limits { batch, ..args.limits(1) })?;
-        Ok(Self { layers, preprocessor, batcher })
+        Ok(Self { layers: layers.into(), preprocessor, batcher })
     }
 
     /// Runs a picture; gives, a layer after the other, `g` of every unit.
@@ -94,20 +99,48 @@ impl Cut {
     }
 }
 
+/// What a target's processes are started with.
+struct Starter {
+    host: Arc<Host>,
+    described: Arc<Described>,
+    sessions: usize,
+    load: Load,
+    target: Target,
+}
+
+impl Starter {
+    fn network(&self) -> Result<Vec<u8>, Fault> {
+        let whole = |layer: &LayerInfo| layer.reduced(self.target.reading.summary).into_iter().chain([layer.whole()]);
+        let wanted: Vec<Wanted> = self.target.layers.iter().flat_map(whole).collect();
+        Ok(self.described.network.cut(&self.described.input, &wanted)?)
+    }
+
+    /// Starts a process, which then loads the network.
+    fn begin(&self, network: &[u8]) -> Result<Process, Fault> {
+        let mut process = self.host.start(&self.described.digest, self.sessions)?;
+        process.send(&Request::Load(self.load.clone(), self.target.clone()), network, &Stop::default())?;
+        Ok(process)
+    }
+
+    /// Waits until it has.
+    fn end(&self, mut process: Process, stop: &Stop) -> Result<Process, Fault> {
+        let (loaded, _) = process.answer::<()>(MOST_HEADER, stop)?;
+        process.meant(loaded)?;
+        Ok(process)
+    }
+}
+
+/// A session of a target.
 struct Runner {
-    session: Session,
-    input: String,
-    fixed_batch: Option<usize>,
-    layers: Arc<[LayerInfo]>,
-    reading: Reading,
-    preprocessor: Preprocessor,
-    limits: PictureLimits,
+    /// None after it was lost; another is started for the next batch.
+    process: Option<Process>,
+    starter: Arc<Starter>,
 }
 
 impl Worker for Runner {
     type Item = Item;
     type Output = Vec<Vec<f32>>;
-    /// Maps are copied out of the session only where a pass wants them.
+    /// Maps are made outputs of the session only where a pass wants them.
     type Key = bool;
 
     fn key(item: &Item) -> bool {
@@ -119,113 +152,115 @@ impl Worker for Runner {
         Ok(())
     }
 
-    fn run(&mut self, items: Vec<Item>, _: &Stop) -> Vec<Result<Vec<Vec<f32>>, Fault>> {
-        let mut tensor = Vec::with_capacity(items.len() * self.preprocessor.values());
-        let mut good = Vec::with_capacity(items.len());
-        let read: Vec<Result<(), Fault>> = items
-            .iter()
-            .map(|item| {
-                let size = match &item.picture {
-                    Source::Encoded(bytes) => self.read(&pictures::decode(bytes, self.limits)?, &mut tensor)?,
-                    Source::Decoded(picture) => self.read(picture, &mut tensor)?,
-                };
-                good.push(Readable { size, output: &item.wanted });
-                Ok(())
-            })
-            .collect();
-        let run = self.activations(tensor, &good);
-        batch::spread(read, run.map_err(Fault::from))
+    fn run(&mut self, items: Vec<Item>, stop: &Stop) -> Vec<Result<Vec<Vec<f32>>, Fault>> {
+        let mut ran = self.batch(&items, stop);
+        // Whoever killed it may have had a reason that has nothing to do with the target.
+        if ran.as_ref().is_err_and(|fault| fault.reason() == "TARGET_DIED") {
+            ran = self.batch(&items, stop);
+        }
+        ran.unwrap_or_else(|fault| items.iter().map(|_| Err(fault.clone())).collect())
     }
-}
-
-/// A picture that could be read: its width and height, and what is wanted of it.
-struct Readable<'i> {
-    size: (u32, u32),
-    output: &'i Output,
 }
 
 impl Runner {
-    fn read(&self, picture: &RgbImage, tensor: &mut Vec<f32>) -> Result<(u32, u32), Error> {
-        self.preprocessor.append(picture, tensor)?;
-        Ok(picture.dimensions())
-    }
-
-    fn activations(&mut self, mut pixels: Vec<f32>, pictures: &[Readable<'_>]) -> Result<Vec<Vec<Vec<f32>>>, Error> {
-        let count = pictures.len();
-        if count == 0 {
-            return Ok(Vec::new());
-        }
-        // A graph of a fixed batch gets blank pictures for the rest of it.
-        let rows = self.fixed_batch.unwrap_or(count);
-        pixels.resize(rows * self.preprocessor.values(), 0.0);
-        let (height, width) = self.preprocessor.size();
-        let pixels = Tensor::from_array(([rows, 3, height, width], pixels))?;
-        let probing = pictures.iter().any(|picture| matches!(picture.output, Output::Probe { .. }));
-        // Whole feature maps are copied out only where a pass may keep them.
-        let needed = self.layers.iter().flat_map(|layer| {
-            let reduced = layer.reduced(self.reading.summary);
-            let whole = (probing || reduced.is_none()).then(|| layer.whole());
-            reduced.into_iter().chain(whole)
+    /// Runs a batch on the process; an error is the end of that, or was so in all pictures.
+    fn batch(&mut self, items: &[Item], stop: &Stop) -> Result<Vec<Result<Vec<Vec<f32>>, Fault>>, Fault> {
+        let mut process = match self.process.take() {
+            Some(process) => process,
+            None => self.starter.end(self.starter.begin(&self.starter.network()?)?, stop)?,
+        };
+        let layers = &self.starter.target.layers;
+        let mut bytes = Vec::new();
+        let mut give = |picture: &Source| match picture {
+            Source::Encoded(encoded) => {
+                bytes.extend_from_slice(encoded);
+                Given::Encoded(encoded.len())
+            }
+            Source::Decoded(picture) => {
+                bytes.extend_from_slice(picture.as_raw());
+                Given::Pixels { width: picture.width(), height: picture.height() }
+            }
+        };
+        let pictures: Vec<Given> = items.iter().map(|item| give(&item.picture)).collect();
+        let probing = items.iter().any(|item| matches!(item.wanted, Output::Probe { .. }));
+        let of_each: usize = layers.iter().map(|layer| layer.units as usize).sum();
+        let most = MOST_HEADER.saturating_add((items.len() * of_each * size_of::<f32>()) as u64);
+        let (ran, values) = process.ask::<Vec<Answer<(u32, u32)>>>(&Request::Run { pictures, probing }, &bytes, most, stop)?;
+        let ran = match process.meant(ran) {
+            Ok(ran) => ran,
+            Err(fault) => {
+                self.process = Some(process);
+                return Err(fault);
+            }
+        };
+        let values = process::floats_of(&values);
+        let mut values = values.chunks_exact(of_each.max(1));
+        let results = ran.into_iter().map(|size| {
+            let size = process.meant(size)?;
+            let mut values = values.next().ok_or_else(short)?;
+            let layers = layers.iter().map(|layer| values.split_off(..layer.units as usize).map(<[f32]>::to_vec).ok_or_else(short));
+            Ok((size, layers.collect::<Result<Vec<_>, Fault>>()?))
         });
-        let selected = needed.fold(OutputSelector::no_default(), |selected, wanted| selected.with(wanted.output()));
-        let options = RunOptions::new()?.with_outputs(selected);
-        let outputs = self.session.run_with_options(vec![(self.input.as_str(), pixels)], &options)?;
-
-        let mut activations = vec![Vec::with_capacity(self.layers.len()); count];
-        for layer in self.layers.iter() {
-            for (row, activations) in activations.iter_mut().enumerate() {
-                activations.push(summaries(&outputs, layer, self.reading, row, rows)?);
+        let results: Vec<Result<((u32, u32), Vec<Vec<f32>>), Fault>> = results.collect();
+        if results.len() != items.len() {
+            return Err(short());
+        }
+        // All maps before any picture is offered: where the process is lost meanwhile, all is run again.
+        let mut maps = Vec::new();
+        for (item, result) in items.iter().zip(&results) {
+            let Ok((size, activations)) = result else { continue };
+            if let Output::Probe { collector, index } = &item.wanted {
+                maps.push((collector, *index, *size, activations, self.maps(&mut process, collector, *index, activations, maps.len(), stop)?));
             }
         }
-        for (row, picture) in pictures.iter().enumerate() {
-            if let Output::Probe { collector, index } = picture.output {
-                let maps = |layer: usize, unit: u32| self.layers.get(layer).and_then(|layer| map(&outputs, layer, self.reading, row, rows, unit));
-                collector.offer(*index, picture.size, &activations[row], maps);
-            }
+        for (collector, index, size, activations, mut maps) in maps {
+            let of = |layer: usize, unit| match layers.get(layer).and_then(|layer| layer.map(self.starter.target.reading)) {
+                None => ProbedMap::None,
+                Some(_) => maps.remove(&(layer, unit)).map_or(ProbedMap::Dropped, ProbedMap::Kept),
+            };
+            collector.offer(index, size, activations, of);
         }
-        Ok(activations)
+        self.process = Some(process);
+        Ok(results.into_iter().map(|result| result.map(|(_, activations)| activations)).collect())
+    }
+
+    /// The maps that a pass may keep of the picture in a row of the batch.
+    fn maps(
+        &self,
+        process: &mut Process,
+        collector: &Collector,
+        index: u64,
+        activations: &[Vec<f32>],
+        row: usize,
+        stop: &Stop,
+    ) -> Result<HashMap<(usize, u32), Map>, Fault> {
+        let Target { layers, reading, .. } = &self.starter.target;
+        let size = |layer: usize| layers.get(layer).and_then(|layer| layer.map(*reading)).unwrap_or_default();
+        let of = collector.wants(index, activations, |layer| size(layer).0 * size(layer).1);
+        if of.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let most: usize = of.iter().map(|(layer, _)| size(*layer).0 * size(*layer).1 * size_of::<f32>()).sum();
+        let (answer, values) = process.ask::<()>(&Request::Maps { row, of: of.clone() }, &[], MOST_HEADER.saturating_add(most as u64), stop)?;
+        process.meant(answer)?;
+        let values = process::floats_of(&values);
+        let mut values = &values[..];
+        let map = |(layer, unit)| {
+            let (height, width) = size(layer);
+            let values = values.split_off(..height * width).ok_or_else(short)?;
+            Ok(((layer, unit), Map::new(height, width, values.to_vec()).ok_or_else(short)?))
+        };
+        of.into_iter().map(map).collect()
     }
 }
 
-fn values<'o>(outputs: &'o SessionOutputs<'_>, wanted: &Wanted, row: usize, rows: usize) -> Result<&'o [f32], Error> {
-    let name = wanted.output();
-    let (_, all) = outputs.get(&name).ok_or_else(|| Error::Run(format!("no output {name}")))?.try_extract_tensor::<f32>()?;
-    let each = all.len() / rows;
-    all.get(row * each..(row + 1) * each).ok_or_else(|| Error::Run(format!("{name} has no row {row}")))
+/// The fault of a process that does not give what it was asked for.
+fn short() -> Fault {
+    Fault::new(Code::Aborted, "TARGET_DIED", "the target's process gave less than it was asked for")
 }
 
-/// `g` of every unit of a layer for one picture of a batch.
-fn summaries(outputs: &SessionOutputs<'_>, layer: &LayerInfo, reading: Reading, row: usize, rows: usize) -> Result<Vec<f32>, Error> {
-    if let Some(reduced) = layer.reduced(reading.summary) {
-        return Ok(values(outputs, &reduced, row, rows)?.to_vec());
-    }
-    let value = values(outputs, &layer.whole(), row, rows)?;
-    let units = layer.units as usize;
-    let over = |first: usize| (0..units).map(|unit| summary::summarize(&column(value, units, unit, first), reading.summary)).collect();
-    Ok(match (layer.kind, reading.token_summary) {
-        (LayerKind::Channels { .. }, _) => over(0),
-        (LayerKind::Tokens { prefix, .. }, TokenSummary::PatchMean) => over(prefix),
-        (LayerKind::Tokens { .. }, TokenSummary::Class) => value[..units].to_vec(),
-        (LayerKind::Units, _) => value.to_vec(),
-    })
-}
-
-/// A unit's activation map on one picture of a batch, if the layer has space.
-fn map(outputs: &SessionOutputs<'_>, layer: &LayerInfo, reading: Reading, row: usize, rows: usize, unit: u32) -> Option<Map> {
-    if matches!((layer.kind, reading.token_summary), (LayerKind::Tokens { .. }, TokenSummary::Class)) {
-        return None;
-    }
-    let (height, width) = layer.kind.map()?;
-    let value = values(outputs, &layer.whole(), row, rows).ok()?;
-    let (unit, units) = (unit as usize, layer.units as usize);
-    let map = match layer.kind {
-        LayerKind::Channels { data_format: DataFormat::ChannelsFirst, .. } => value.get(unit * height * width..(unit + 1) * height * width)?.to_vec(),
-        LayerKind::Channels { data_format: DataFormat::ChannelsLast, .. } => column(value, units, unit, 0),
-        LayerKind::Tokens { prefix, .. } => column(value, units, unit, prefix),
-        LayerKind::Units => return None,
-    };
-    Map::new(height, width, map)
-}
+/// Bytes of an answer at most, the values aside: what is wrong with each picture of a batch.
+const MOST_HEADER: u64 = 16 << 20;
 
 /// Whether a layer of tokens can be read in the way that is asked for.
 fn check_tokens(layer: &LayerInfo, reading: Reading) -> Result<(), Error> {
@@ -243,9 +278,4 @@ fn check_tokens(layer: &LayerInfo, reading: Reading) -> Result<(), Error> {
         )),
         _ => Ok(()),
     }
-}
-
-/// A unit's values, from the place `first` on, of values with the units as their last axis.
-fn column(value: &[f32], units: usize, unit: usize, first: usize) -> Vec<f32> {
-    value.iter().skip(first * units + unit).step_by(units).copied().collect()
 }

@@ -49,6 +49,7 @@ fn service_of(batch: usize, sessions: usize) -> (ActivationServiceClient<Channel
 }
 
 fn service_with(engine: EngineArgs, args: ActivationArgs) -> (ActivationServiceClient<Channel>, InProcess) {
+    let args = ActivationArgs { program: Some(env!("CARGO_BIN_EXE_dnd-activation").into()), ..args };
     let blobs = Arc::new(Blobs::temporary().unwrap());
     let activation = Activation::new(engine, args, Arc::clone(&blobs));
     let server = InProcess::start(blobs::add_to(add_to(Services::default(), Slot::filled(activation)), blobs));

@@ -4,14 +4,18 @@ mod augment;
 mod candidates;
 mod select;
 
-use std::time::Instant;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Instant,
+};
 
+use dnd_mesh::telemetry::Ids;
 use dnd_method::parameters::Parameters;
 use dnd_proto::v1::{ProbedUnit, Stage, StoredImages, UnitResult, UnitState, Usage};
 
-use tracing::{Instrument as _, info_span};
+use tracing::{Instrument as _, Span, info_span};
 
-use crate::{calls::Calls, failure::Failure};
+use crate::{calls::Calls, failure::Failure, progress};
 
 use augment::ActivatingImages;
 
@@ -22,6 +26,11 @@ pub(crate) fn looked_at(parameters: &Parameters) -> u32 {
 
 /// Whoever follows a unit on its way.
 pub(crate) trait Course: Send + Sync {
+    /// What the span of a stage has, if it is to be known by it.
+    fn ids(&self, _: Stage) -> Option<Ids> {
+        None
+    }
+
     /// The unit is through a stage. It goes no further, if that can't be told.
     fn through(&self, stage: Stage) -> impl Future<Output = Result<(), Failure>> + Send;
 }
@@ -31,6 +40,8 @@ pub(crate) struct Unit<'c, C> {
     pub(crate) calls: &'c Calls,
     course: &'c C,
     pub(crate) result: UnitResult,
+    /// The stage that it is in, with its span and when it began.
+    stage: Mutex<Option<(Stage, Span, Instant)>>,
 }
 
 impl<'c, C: Course> Unit<'c, C> {
@@ -44,15 +55,31 @@ impl<'c, C: Course> Unit<'c, C> {
             highest: probed.highest,
             ..Default::default()
         };
-        Self { calls, course, result }
+        Self { calls, course, result, stage: Mutex::default() }
     }
 
     /// Runs a part of a stage, counting its time.
     pub(crate) async fn timed<T>(&self, stage: Stage, work: impl Future<Output = T>) -> T {
         let since = Instant::now();
-        let done = work.instrument(info_span!("stage", otel.name = stage.as_str_name())).await;
+        let done = work.instrument(self.span(stage)).await;
         self.calls.progress().time(stage, since);
         done
+    }
+
+    /// The span of a stage, which all its parts are in.
+    fn span(&self, stage: Stage) -> Span {
+        let mut current = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*current {
+            Some((of, span, _)) if *of == stage => span.clone(),
+            _ => {
+                let span = info_span!("stage", otel.name = stage.as_str_name());
+                if let Some(ids) = self.course.ids(stage) {
+                    ids.give(&span);
+                }
+                *current = Some((stage, span.clone(), Instant::now()));
+                span
+            }
+        }
     }
 
     pub(crate) fn warn(&mut self, warning: String) {
@@ -68,6 +95,10 @@ impl<'c, C: Course> Unit<'c, C> {
 
     /// The unit is through a stage.
     pub(crate) async fn through(&self, stage: Stage) -> Result<(), Failure> {
+        let ended = self.stage.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((stage, _, since)) = ended {
+            progress::through(stage, since);
+        }
         self.course.through(stage).await
     }
 

@@ -323,7 +323,7 @@ fn state(row: &AnyRow, column: usize) -> Result<JobState> {
     Ok(JobState::try_from(count(row, column)? as i32).unwrap_or_default())
 }
 
-fn timestamp(milliseconds: i64) -> pbjson_types::Timestamp {
+pub(super) fn timestamp(milliseconds: i64) -> pbjson_types::Timestamp {
     pbjson_types::Timestamp { seconds: milliseconds.div_euclid(1000), nanos: (milliseconds.rem_euclid(1000) * 1_000_000) as i32 }
 }
 

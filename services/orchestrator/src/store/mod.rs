@@ -1,4 +1,4 @@
-//! Jobs, what happened in them, and their units, in the database. Any number of processes may work on the same jobs.
+//! Jobs, what happened in them, and their units, and studies of their labels, in the database. Any number of processes may work on the same jobs.
 //!
 //! What is worked on is leased: whoever takes a unit has it until a time by the database's clock, which is prolonged while its process lives, and gets the
 //! next number of its fence. Every write about it names owner and fence and is refused once the lease is over, so that a process that was stopped past it
@@ -7,6 +7,7 @@
 
 mod events;
 mod jobs;
+mod studies;
 #[cfg(test)]
 mod tests;
 mod units;

@@ -4,14 +4,15 @@ use std::{collections::BTreeMap, time::Duration};
 
 use dnd_mesh::Fault;
 use dnd_proto::v1::{
-    DissectRequest, JobAccepted, JobEvent, JobState, LayerUnits, ProbedUnit, SkippedPicture, Stage, UnitResult, UnitState, Usage, job_event::Event,
+    DissectRequest, JobAccepted, JobEvent, JobState, LayerUnits, ProbedUnit, Rating, SkippedPicture, Stage, Study, StudyUnit, UnitResult, UnitState, Usage,
+    job_event::Event,
 };
 use futures::TryStreamExt as _;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 use tonic::Code;
 
-use super::*;
+use super::{studies::Rated, *};
 use crate::{database::Database, watch::watch};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -329,5 +330,34 @@ async fn units_are_listed_by_pages_layers_states_and_words() {
         store.through(&lease, Stage::Caption, BTreeMap::new()).await.unwrap();
         let done: Vec<u64> = store.progress(&job).await.unwrap().iter().map(|stage| stage.done).collect();
         assert_eq!(done, [5, 5, 4, 4, 4], "through cropping and captions is one more");
+    }
+}
+
+#[tokio::test]
+async fn what_a_rater_says_of_a_unit_is_kept_once_and_the_later_counts() {
+    for (database, _folder) in databases().await {
+        let store = Store::new(database, LONG);
+        let unit = |unit| StudyUnit { layer: "layer".into(), unit, labels: vec!["red".into(), "blue".into()], ..Default::default() };
+        let study = |id: &str| Study { study_id: id.into(), name: "which?".into(), units: 2, shown: vec![unit(3), unit(7)], ..Default::default() };
+        store.create_study(study("1")).await.unwrap();
+        store.create_study(study("2")).await.unwrap();
+        let rating = |rater: &str, best| Rating { rater: rater.into(), layer: "layer".into(), unit: 7, ratings: vec![1, 5], best, valid: true, rated_at: None };
+        for (rater, best) in [("a", 0), ("b", 1), ("a", 1)] {
+            assert!(store.rate("1", 1, &rating(rater, best)).await.unwrap());
+        }
+        assert!(!store.rate("3", 1, &rating("a", 1)).await.unwrap(), "there is no such study");
+        let mut ratings = store.ratings("1").await.unwrap();
+        assert!(ratings.iter_mut().all(|(_, rating)| rating.rated_at.take().is_some_and(|at| at.seconds > 1_700_000_000)));
+        assert_eq!(ratings, [(1, rating("a", 1)), (1, rating("b", 1))]);
+        assert_eq!(store.rated("1", "b").await.unwrap(), [(1, Rated { times: 2, by_rater: true })].into());
+        assert_eq!(store.rated("1", "c").await.unwrap(), [(1, Rated { times: 2, by_rater: false })].into());
+
+        let found = store.study("1").await.unwrap().unwrap();
+        assert_eq!((found.shown.len(), found.responses), (2, 2));
+        let listed: Vec<_> = store.studies(None, 9).await.unwrap().into_iter().map(|study| (study.study_id, study.shown.len(), study.responses)).collect();
+        assert_eq!(listed, [("2".to_owned(), 0, 0), ("1".to_owned(), 0, 2)]);
+        assert_eq!(store.studies(Some("2"), 9).await.unwrap().len(), 1);
+        assert!(store.delete_study("1").await.unwrap() && !store.delete_study("1").await.unwrap());
+        assert!(store.study("1").await.unwrap().is_none() && store.ratings("1").await.unwrap().is_empty());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use dnd_mesh::Fault;
+use dnd_mesh::{Fault, telemetry::Ids};
 use dnd_proto::v1::{JobDone, JobState, ProbedUnit, SkippedPicture, Stage, UnitResult, UnitState, UnitSummary, job_event::Event};
 use prost::Message as _;
 use sqlx::{Any, AnyConnection, AssertSqlSafe, Row as _, Transaction};
@@ -26,6 +26,24 @@ pub(crate) struct Lease {
     fence: i64,
     /// Times that it was tried to an end before.
     pub(crate) attempts: u64,
+    /// The stage that it was through when it was taken.
+    through: i64,
+    /// Times that it was given back in order before.
+    round: u64,
+}
+
+impl Lease {
+    /// What the spans of the unit have in this round, and had in the one before; none of a unit that is taken for the first time.
+    pub(crate) fn spans(&self) -> (Ids, Option<Ids>) {
+        let of = |round: u64| Ids::of(&["unit", &self.job, &self.place.to_string(), &round.to_string()]);
+        (of(self.round), self.round.checked_sub(1).map(of))
+    }
+
+    /// What the span of a stage has: of one that was not ended, that which it had with whoever was killed over it.
+    pub(crate) fn span(&self, stage: Stage) -> Ids {
+        let again = if i64::from(stage as i32) > self.through { String::new() } else { self.fence.to_string() };
+        Ids::of(&["stage", &self.job, &self.place.to_string(), &self.round.to_string(), stage.as_str_name(), &again])
+    }
 }
 
 /// What was taken.
@@ -79,14 +97,15 @@ impl Store {
         let take = format!(
             "UPDATE units SET owner = $2, until = (SELECT now FROM clock) + $3, fence = fence + 1 WHERE job = $1 AND place = (SELECT place FROM units \
              WHERE job = $1 AND state = 0 AND (stage > 0 OR place = 0) AND until <= (SELECT now FROM clock) ORDER BY place LIMIT 1{}) \
-             AND EXISTS (SELECT 1 FROM jobs WHERE id = $1 AND state = 1) RETURNING place, fence, attempts, probed",
+             AND EXISTS (SELECT 1 FROM jobs WHERE id = $1 AND state = 1) RETURNING place, fence, attempts, probed, stage, rounds",
             self.database.for_update_of_free_rows()
         );
         let jobs: Vec<String> = sqlx::query_scalar(JOBS).fetch_all(&self.database.pool).await?;
         for job in jobs.into_iter().filter(|job| wanted(job)) {
             let take = sqlx::query(AssertSqlSafe(take.as_str())).bind(&job).bind(&*self.owner).bind(self.lease.as_millis() as i64);
             if let Some(row) = take.fetch_optional(&self.database.writes).await? {
-                let lease = Lease { job, place: row.try_get(0)?, fence: row.try_get(1)?, attempts: count(&row, 2)? };
+                let lease =
+                    Lease { job, place: row.try_get(0)?, fence: row.try_get(1)?, attempts: count(&row, 2)?, through: row.try_get(4)?, round: count(&row, 5)? };
                 return Ok(Some(match message(&row, 3)? {
                     Some(probed) => Claim::Unit(lease, Box::new(probed)),
                     None => Claim::Pass(lease),
@@ -144,7 +163,7 @@ impl Store {
 
     /// A unit is through a stage.
     pub(crate) async fn through(&self, lease: &Lease, stage: Stage, tallies: Tallies) -> Result<()> {
-        const THROUGH: &str = "UPDATE units SET stage = $5, until = (SELECT now FROM clock) + $6 WHERE job = $1 AND place = $2 AND owner = $3 \
+        const THROUGH: &str = "UPDATE units SET stage = CASE WHEN stage < $5 THEN $5 ELSE stage END, until = (SELECT now FROM clock) + $6 WHERE job = $1 AND place = $2 AND owner = $3 \
             AND fence = $4 AND until > (SELECT now FROM clock)";
         let mut transaction = self.database.begin().await?;
         let through = sqlx::query(THROUGH).bind(&lease.job).bind(lease.place).bind(&*self.owner).bind(lease.fence);
@@ -161,7 +180,7 @@ impl Store {
         const COUNT: &str = "UPDATE jobs SET last_event = last_event + 1, labelled = labelled + $2, dead = dead + $3, failed = failed + $4 \
             WHERE id = $1 AND state IN (1, 2) RETURNING last_event, labelled + dead + failed, total";
         const FINISH: &str = "UPDATE units SET state = $5, labels = $6, summary = $7, result = $8, probed = CASE WHEN $5 = 3 THEN probed END, \
-            attempts = attempts + 1, owner = NULL, until = 0 WHERE job = $1 AND place = $2 AND owner = $3 AND fence = $4 AND until > (SELECT now FROM clock)";
+            attempts = attempts + 1, rounds = rounds + 1, owner = NULL, until = 0 WHERE job = $1 AND place = $2 AND owner = $3 AND fence = $4 AND until > (SELECT now FROM clock)";
         let one = |state: UnitState| i64::from(result.state() == state);
         let mut transaction = self.database.begin().await?;
         let counted = sqlx::query(COUNT).bind(&lease.job).bind(one(UnitState::Labelled)).bind(one(UnitState::Dead)).bind(one(UnitState::Failed));
@@ -216,7 +235,7 @@ impl Store {
     }
 
     async fn release(&self, transaction: &mut Transaction<'static, Any>, lease: &Lease, after: Duration, attempts: i64) -> Result<()> {
-        const RELEASE: &str = "UPDATE units SET owner = NULL, until = (SELECT now FROM clock) + $5, attempts = attempts + $6 WHERE job = $1 AND place = $2 \
+        const RELEASE: &str = "UPDATE units SET owner = NULL, until = (SELECT now FROM clock) + $5, attempts = attempts + $6, rounds = rounds + 1 WHERE job = $1 AND place = $2 \
             AND owner = $3 AND fence = $4 AND until > (SELECT now FROM clock)";
         let release = sqlx::query(RELEASE).bind(&lease.job).bind(lease.place).bind(&*self.owner).bind(lease.fence);
         let released = release.bind(after.as_millis() as i64).bind(attempts).execute(&mut **transaction).await?.rows_affected() > 0;

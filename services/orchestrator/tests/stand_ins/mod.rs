@@ -64,6 +64,8 @@ pub(crate) struct Behaviour {
     pub(crate) captions: AtomicUsize,
     pub(crate) drawings: AtomicUsize,
     pub(crate) runs: AtomicUsize,
+    /// Texts embedded.
+    pub(crate) texts: AtomicUsize,
 }
 
 #[derive(Clone)]
@@ -324,9 +326,13 @@ impl clip::EmbeddingService for Fakes {
     type EmbedTextsStream = items::Responses<EmbedTextsResponse>;
 
     async fn embed_texts(&self, request: Request<Streaming<EmbedTextsRequest>>) -> Result<Response<Self::EmbedTextsStream>, Status> {
-        let answers = items::answer(request.into_inner(), 4, |request: EmbedTextsRequest| async move {
-            let embedding = Embedding { values: vec![1.0, request.text.len() as f32] };
-            EmbedTextsResponse { item_id: request.item_id, result: Some(proto::embed_texts_response::Result::Embedding(embedding)) }
+        let fakes = self.clone();
+        let answers = items::answer(request.into_inner(), 4, move |request: EmbedTextsRequest| {
+            fakes.0.texts.fetch_add(1, Ordering::Relaxed);
+            async move {
+                let embedding = Embedding { values: vec![1.0, request.text.len() as f32] };
+                EmbedTextsResponse { item_id: request.item_id, result: Some(proto::embed_texts_response::Result::Embedding(embedding)) }
+            }
         });
         Ok(Response::new(answers))
     }

@@ -1,7 +1,5 @@
 //! What a run leaves in its folder: pictures by digest, results as lines, a table, a report, and how they came about.
 
-mod report;
-
 use std::{
     collections::{BTreeMap, HashSet},
     fs::{self, File},
@@ -10,8 +8,14 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-pub(crate) use dnd_gateway::table::state;
-use dnd_gateway::table::{COLUMNS, cell, row};
+use dnd_gateway::{
+    report::{About, Report, digests},
+    table::{COLUMNS, cell, row},
+};
+pub(crate) use dnd_gateway::{
+    report::{notices, spent},
+    table::state,
+};
 use dnd_mesh::{balance::Balanced, blobs};
 use dnd_proto::v1::{
     GetPicturesRequest, JobAccepted, JobDone, Provenance, SkippedPicture, UnitResult, UnitState, Usage, get_pictures_response::Result as Got,
@@ -223,10 +227,10 @@ impl Folder {
             table.flush()
         })?;
         self.write_run(done)?;
-        let provenance = self.provenance();
-        let (notices, warnings) = (notices(provenance), self.all_warnings(done));
-        let asked = self.usage.as_ref().map(spent);
-        let report = report::render(&self.units, &self.root.join(PICTURES_FOLDER), &notices, provenance, &warnings, self.skipped.len(), asked)?;
+        let mut report = Report::default();
+        self.units.iter().for_each(|unit| report.add(unit, &|digest| fs::read(pictures.join(digest)).ok().map(Into::into)));
+        let about = About { provenance: self.provenance(), warnings: &self.all_warnings(done), skipped: self.skipped.len(), usage: self.usage.as_ref() };
+        let report = report.render(&about).map_err(Problem::failure)?;
         write_whole(&self.root.join(REPORT), |file| file.write_all(report.as_bytes()))
     }
 
@@ -283,30 +287,6 @@ impl Folder {
             table.flush()
         })
     }
-}
-
-/// What a language model was asked, in a few words.
-pub(crate) fn spent(usage: &Usage) -> String {
-    let Usage { calls, prompt_tokens, answer_tokens, cost } = usage;
-    let cost = cost.map(|cost| format!(", cost {cost:.4}")).unwrap_or_default();
-    format!("{calls} answers, {prompt_tokens} tokens of prompts, {answer_tokens} of answers{cost}")
-}
-
-/// What the authors of the models want their users to be told.
-pub(crate) fn notices(provenance: Option<&Provenance>) -> Vec<&str> {
-    let models = provenance.map(|p| [&p.captioner, &p.summarizer, &p.diffusion, &p.clip]);
-    let mut notices: Vec<&str> = models.into_iter().flatten().flatten().map(|model| model.notice.as_str()).filter(|notice| !notice.is_empty()).collect();
-    notices.dedup();
-    notices
-}
-
-/// Every picture that a result refers to.
-fn digests(unit: &UnitResult) -> impl Iterator<Item = &str> {
-    let images = unit.images.iter().map(|image| &image.digest);
-    let probed = unit.probed.iter().flat_map(|picture| [&picture.digest, &picture.map_digest]);
-    let crops = unit.crops.iter().map(|crop| &crop.digest);
-    let drawn = unit.concepts.iter().flat_map(|concept| &concept.pictures).map(|picture| &picture.digest);
-    images.chain(probed).chain(crops).chain(drawn).map(String::as_str).filter(|digest| !digest.is_empty())
 }
 
 fn line(unit: &UnitResult) -> Result<String, Problem> {

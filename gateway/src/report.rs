@@ -1,15 +1,16 @@
 //! `report.html`: one file that opens anywhere. Each picture is in it once, as a thumbnail, and put in place when it is scrolled to.
 
-use std::{collections::BTreeMap, fs, io::Cursor, path::Path};
+use std::{collections::BTreeMap, io::Cursor};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use dnd_proto::v1::{Box as Area, Provenance, RankedConcept, UnitResult};
-use image::{DynamicImage, ImageFormat, ImageReader, RgbaImage};
+use bytes::Bytes;
+use dnd_onnx::pictures::{PictureLimits, decode};
+use dnd_proto::v1::{Box as Area, Provenance, RankedConcept, UnitResult, Usage};
+use image::{DynamicImage, ImageFormat, RgbaImage};
 use minijinja::{Environment, value::Serde, value::Value};
 use serde::Serialize;
 
-use super::state;
-use crate::problem::Problem;
+use crate::table::state;
 
 const TEMPLATE: &str = include_str!("report.html");
 /// Longer side of a thumbnail.
@@ -22,21 +23,43 @@ const SMALL: usize = 2048;
 const CANDIDATES: usize = 5;
 const DRAWN: usize = 10;
 
+/// A report in the making.
+#[derive(Debug, Default)]
+pub struct Report {
+    units: Vec<Value>,
+    layers: Vec<String>,
+    states: BTreeMap<&'static str, usize>,
+    album: Album,
+}
+
+/// What a report says beside its units.
+#[derive(Debug, Default)]
+pub struct About<'r> {
+    /// What the results depend on.
+    pub provenance: Option<&'r Provenance>,
+    /// What the person who reads it should know.
+    pub warnings: &'r [String],
+    /// Pictures of the probing set that could not be used, as far as that is known.
+    pub skipped: usize,
+    /// What a language model behind an HTTP endpoint was asked.
+    pub usage: Option<&'r Usage>,
+}
+
+/// The report as the template sees it.
 #[derive(Serialize)]
-struct Report<'r> {
+struct Filled<'r> {
     version: &'static str,
-    notices: &'r [&'r str],
+    notices: Vec<&'r str>,
     warnings: &'r [String],
     skipped: usize,
-    /// What a language model behind an HTTP endpoint was asked.
     asked: Option<String>,
     models: Vec<(&'static str, String)>,
     parameters: String,
-    units: Vec<Unit<'r>>,
+    units: Vec<Value>,
     labelled: usize,
     dead: usize,
     failed: usize,
-    layers: Vec<&'r str>,
+    layers: Vec<String>,
     /// Thumbnails as data URIs, by the keys that pictures have in the page.
     pictures: String,
 }
@@ -92,40 +115,68 @@ struct Drawn {
     title: String,
 }
 
-/// Renders the report of a run whose pictures lie in a folder.
-pub(super) fn render(
-    units: &[UnitResult],
-    pictures: &Path,
-    notices: &[&str],
-    provenance: Option<&Provenance>,
-    warnings: &[String],
-    skipped: usize,
-    asked: Option<String>,
-) -> Result<String, Problem> {
-    let mut album = Album { folder: pictures, thumbnails: Vec::new(), known: BTreeMap::new() };
-    let count = |wanted: &str| units.iter().filter(|unit| state(unit) == wanted).count();
-    let mut layers: Vec<&str> = units.iter().map(|unit| unit.layer.as_str()).collect();
-    layers.dedup();
-    let shown: Vec<Unit<'_>> = units.iter().map(|unit| show(unit, &mut album)).collect();
-    let report = Report {
-        version: env!("CARGO_PKG_VERSION"),
-        notices,
-        warnings,
-        skipped,
-        asked,
-        models: models(provenance),
-        parameters: provenance.and_then(|p| p.parameters.as_ref()).and_then(|p| serde_json::to_string_pretty(p).ok()).unwrap_or_default(),
-        units: shown,
-        labelled: count("labelled"),
-        dead: count("dead"),
-        failed: count("failed"),
-        layers,
-        pictures: serde_json::to_string(&album.thumbnails).map_err(|e| Problem::failure(e.to_string()))?,
-    };
-    let failed = |e: minijinja::Error| Problem::failure(format!("the report: {e:#}"));
-    let mut environment = Environment::new();
-    environment.add_template("report.html", TEMPLATE).map_err(failed)?;
-    environment.get_template("report.html").map_err(failed)?.render(Value::from(Serde(&report))).map_err(failed)
+impl Report {
+    /// Adds a unit, whose pictures `picture` has by their digests. Takes as long as to decode them all.
+    pub fn add(&mut self, unit: &UnitResult, picture: &dyn Fn(&str) -> Option<Bytes>) {
+        if self.layers.last() != Some(&unit.layer) {
+            self.layers.push(unit.layer.clone());
+        }
+        *self.states.entry(state(unit)).or_default() += 1;
+        self.units.push(Value::from(Serde(&show(unit, &mut Pictures { album: &mut self.album, find: picture }))));
+    }
+
+    /// The page.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the template, which would be a defect.
+    pub fn render(self, about: &About<'_>) -> Result<String, String> {
+        let About { provenance, warnings, skipped, usage } = *about;
+        let count = |state: &str| self.states.get(state).copied().unwrap_or_default();
+        let filled = Filled {
+            version: env!("CARGO_PKG_VERSION"),
+            notices: notices(provenance),
+            warnings,
+            skipped,
+            asked: usage.map(spent),
+            models: models(provenance),
+            parameters: provenance.and_then(|p| p.parameters.as_ref()).and_then(|p| serde_json::to_string_pretty(p).ok()).unwrap_or_default(),
+            labelled: count("labelled"),
+            dead: count("dead"),
+            failed: count("failed"),
+            pictures: serde_json::to_string(&self.album.thumbnails).map_err(|error| error.to_string())?,
+            units: self.units,
+            layers: self.layers,
+        };
+        let failed = |error: minijinja::Error| format!("the report: {error:#}");
+        let mut environment = Environment::new();
+        environment.add_template("report.html", TEMPLATE).map_err(failed)?;
+        environment.get_template("report.html").map_err(failed)?.render(Value::from(Serde(&filled))).map_err(failed)
+    }
+}
+
+/// What the authors of the models want their users to be told.
+pub fn notices(provenance: Option<&Provenance>) -> Vec<&str> {
+    let models = provenance.map(|p| [&p.captioner, &p.summarizer, &p.diffusion, &p.clip]);
+    let mut notices: Vec<&str> = models.into_iter().flatten().flatten().map(|model| model.notice.as_str()).filter(|notice| !notice.is_empty()).collect();
+    notices.dedup();
+    notices
+}
+
+/// What a language model was asked, in a few words.
+pub fn spent(usage: &Usage) -> String {
+    let Usage { calls, prompt_tokens, answer_tokens, cost } = usage;
+    let cost = cost.map(|cost| format!(", cost {cost:.4}")).unwrap_or_default();
+    format!("{calls} answers, {prompt_tokens} tokens of prompts, {answer_tokens} of answers{cost}")
+}
+
+/// Every picture that a result refers to.
+pub fn digests(unit: &UnitResult) -> impl Iterator<Item = &str> {
+    let images = unit.images.iter().map(|image| &image.digest);
+    let probed = unit.probed.iter().flat_map(|picture| [&picture.digest, &picture.map_digest]);
+    let crops = unit.crops.iter().map(|crop| &crop.digest);
+    let drawn = unit.concepts.iter().flat_map(|concept| &concept.pictures).map(|picture| &picture.digest);
+    images.chain(probed).chain(crops).chain(drawn).map(String::as_str).filter(|digest| !digest.is_empty())
 }
 
 fn models(provenance: Option<&Provenance>) -> Vec<(&'static str, String)> {
@@ -140,7 +191,7 @@ fn models(provenance: Option<&Provenance>) -> Vec<(&'static str, String)> {
     models
 }
 
-fn show<'r>(unit: &'r UnitResult, album: &mut Album<'_>) -> Unit<'r> {
+fn show<'r>(unit: &'r UnitResult, album: &mut Pictures<'_>) -> Unit<'r> {
     let probed = unit.probed.iter().filter_map(|picture| {
         let (key, size) = album.picture(&picture.digest)?;
         let crops = unit.crops.iter().filter(|crop| crop.parent_digest == picture.digest).filter_map(|crop| Some(place(crop.r#box.as_ref()?, size))).collect();
@@ -175,7 +226,7 @@ fn show<'r>(unit: &'r UnitResult, album: &mut Album<'_>) -> Unit<'r> {
     }
 }
 
-fn show_concept<'r>(concept: &'r RankedConcept, album: &mut Album<'_>) -> Concept<'r> {
+fn show_concept<'r>(concept: &'r RankedConcept, album: &mut Pictures<'_>) -> Concept<'r> {
     let mut pictures: Vec<_> = concept.pictures.iter().filter(|picture| picture.activation.is_some()).collect();
     pictures.sort_by_key(|picture| (picture.rank, picture.index));
     let drawn = pictures.iter().take(DRAWN).filter_map(|picture| {
@@ -236,21 +287,27 @@ type Placed = (usize, Size);
 /// Width and height.
 type Size = (u32, u32);
 
-/// Thumbnails of a run's pictures, each once.
-struct Album<'f> {
-    folder: &'f Path,
+/// Thumbnails of pictures, each once.
+#[derive(Debug, Default)]
+struct Album {
     thumbnails: Vec<String>,
     known: BTreeMap<String, Option<Placed>>,
 }
 
-impl Album<'_> {
+/// An album, and where its pictures come from.
+struct Pictures<'a> {
+    album: &'a mut Album,
+    find: &'a dyn Fn(&str) -> Option<Bytes>,
+}
+
+impl Pictures<'_> {
     /// The key of a picture, and its width and height; none if it is not there or can't be read.
     fn picture(&mut self, digest: &str) -> Option<Placed> {
-        if let Some(known) = self.known.get(digest) {
+        if let Some(known) = self.album.known.get(digest) {
             return *known;
         }
         let made = self.thumbnail(digest);
-        self.known.insert(digest.to_owned(), made);
+        self.album.known.insert(digest.to_owned(), made);
         made
     }
 
@@ -258,8 +315,8 @@ impl Album<'_> {
         if digest.is_empty() {
             return None;
         }
-        let bytes = fs::read(self.folder.join(digest)).ok()?;
-        let picture = dnd_onnx::pictures::decode(&bytes, dnd_onnx::pictures::PictureLimits::default()).ok()?;
+        let bytes = (self.find)(digest)?;
+        let picture = decode(&bytes, PictureLimits::default()).ok()?;
         let size = picture.dimensions();
         let format = image::guess_format(&bytes).ok()?;
         let uri = if bytes.len() <= SMALL && format == ImageFormat::Png {
@@ -269,7 +326,7 @@ impl Album<'_> {
             DynamicImage::ImageRgb8(picture).thumbnail(THUMBNAIL, THUMBNAIL).write_to(&mut Cursor::new(&mut jpeg), ImageFormat::Jpeg).ok()?;
             data_uri("jpeg", &jpeg)
         };
-        Some((self.add(uri), size))
+        Some((self.album.add(uri), size))
     }
 
     /// An activation map as a shade to lay over its picture: clear where the unit is excited, dark where it is not.
@@ -278,19 +335,22 @@ impl Album<'_> {
             return None;
         }
         let key = format!("map {digest}");
-        if let Some(known) = self.known.get(&key) {
+        if let Some(known) = self.album.known.get(&key) {
             return known.map(|(key, _)| key);
         }
-        let grey = ImageReader::open(self.folder.join(digest)).ok()?.with_guessed_format().ok()?.decode().ok()?.into_luma8();
+        // It is grey: any of its colours will do.
+        let grey = decode(&(self.find)(digest)?, PictureLimits::default()).ok()?;
         let shade =
             RgbaImage::from_fn(grey.width(), grey.height(), |x, y| image::Rgba([8, 12, 28, ((255 - u16::from(grey.get_pixel(x, y).0[0])) * 215 / 255) as u8]));
         let mut png = Vec::new();
         shade.write_to(&mut Cursor::new(&mut png), ImageFormat::Png).ok()?;
-        let made = self.add(data_uri("png", &png));
-        self.known.insert(key, Some((made, grey.dimensions())));
+        let made = self.album.add(data_uri("png", &png));
+        self.album.known.insert(key, Some((made, grey.dimensions())));
         Some(made)
     }
+}
 
+impl Album {
     fn add(&mut self, uri: String) -> usize {
         self.thumbnails.push(uri);
         self.thumbnails.len() - 1
