@@ -103,6 +103,7 @@ impl Call {
             return;
         }
         let (id, _) = numbered(message.clone());
+        // The two have their answers in the same place.
         if matches!(method, Some("Simplify" | "Summarize"))
             && let Some(simplify_response::Result::Answer(answer)) = SimplifyResponse::decode(message).unwrap().result
             && (answer.cut_off || answer.refused || answer.text.trim().is_empty())

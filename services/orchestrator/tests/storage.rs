@@ -1,5 +1,5 @@
 //! What becomes of a job where what it makes can't be kept: it waits, loses nothing, and goes on when there is room.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod stand_ins;
 

@@ -261,7 +261,8 @@ impl Store {
 
     /// A unit's result; only its name, if it has not ended.
     pub(crate) async fn unit(&self, job: &str, layer: &str, unit: u32) -> Result<Option<UnitResult>> {
-        const FIND: &str = "SELECT result FROM units WHERE job = $1 AND layer = $2 AND unit = $3 AND place > 0";
+        // Were `place` bounded below, SQLite would go through all units by it.
+        const FIND: &str = "SELECT result FROM units WHERE job = $1 AND layer = $2 AND unit = $3 AND place <> 0";
         let row = sqlx::query(FIND).bind(job).bind(layer).bind(i64::from(unit)).fetch_optional(&self.database.pool).await?;
         let named = UnitResult { layer: layer.to_owned(), unit, ..Default::default() };
         row.map(|row| Ok(message(&row, 0)?.unwrap_or(named))).transpose()
