@@ -83,8 +83,15 @@ impl fmt::Display for Fault {
 
 impl std::error::Error for Fault {}
 
+/// Bytes of a message at most. It is sent in headers, twice, and a list of headers that is too long ends its connection, with all calls on it.
+const MOST_MESSAGE: usize = 1500;
+
 impl From<Fault> for Status {
-    fn from(fault: Fault) -> Self {
+    fn from(mut fault: Fault) -> Self {
+        for text in [&mut fault.message].into_iter().chain(&mut fault.field).filter(|text| text.len() > MOST_MESSAGE) {
+            text.truncate(text.floor_char_boundary(MOST_MESSAGE));
+            text.push_str(" ...");
+        }
         let mut details = ErrorDetails::with_error_info(fault.reason, DOMAIN, []);
         if let Some(field) = fault.field {
             details.add_bad_request_violation(field, &fault.message);
@@ -136,6 +143,18 @@ mod tests {
             assert_eq!(reason_of(&status).as_deref(), Some("INVALID_FIELD"));
             let violations = status.get_details_bad_request().unwrap().field_violations;
             assert_eq!(violations[0].field, "layers[0].units");
+        }
+    }
+
+    #[test]
+    fn a_message_that_repeats_what_was_sent_fits_into_headers() {
+        for text in ["x", "\u{1F600}", "\0"] {
+            let status = Status::from(Fault::field(text.repeat(1 << 20), format!("{:?} is no job", text.repeat(1 << 20))));
+            let mut headers = http::HeaderMap::new();
+            status.add_header(&mut headers).unwrap();
+            let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
+            assert!(bytes < 16 << 10, "{bytes}");
+            assert!(status.message().ends_with(" ...") && reason_of(&status).as_deref() == Some("INVALID_FIELD"));
         }
     }
 

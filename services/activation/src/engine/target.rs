@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use tonic::Code;
 
 use super::{Collector, Described, LayerInfo, LayerKind, ProbedMap};
-use crate::process::{self, Answer, Given, Host, Load, Process, Request, Target};
+use crate::process::{self, Answer, Given, Host, Load, MapOf, Process, Request, Target};
 
 /// How units' values become numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -206,53 +206,57 @@ impl Runner {
             return Err(short());
         }
         // All maps before any picture is offered: where the process is lost meanwhile, all is run again.
-        let mut maps = Vec::new();
-        for (item, result) in items.iter().zip(&results) {
-            let Ok((size, activations)) = result else { continue };
-            if let Output::Probe { collector, index } = &item.wanted {
-                maps.push((collector, *index, *size, activations, self.maps(&mut process, collector, *index, activations, maps.len(), stop)?));
-            }
-        }
-        for (collector, index, size, activations, mut maps) in maps {
-            let of = |layer: usize, unit| match layers.get(layer).and_then(|layer| layer.map(self.starter.target.reading)) {
+        let good = items.iter().zip(&results).filter_map(|(item, result)| Some((&item.wanted, result.as_ref().ok()?)));
+        let offers: Vec<_> = good
+            .enumerate()
+            .filter_map(|(row, (wanted, (size, activations)))| match wanted {
+                Output::Probe { collector, index } => Some((row, collector, *index, *size, activations)),
+                Output::Activations => None,
+            })
+            .collect();
+        let map = |layer: usize| layers.get(layer).and_then(|layer| layer.map(self.starter.target.reading));
+        let wanted = offers.iter().flat_map(|(row, collector, index, _, activations)| {
+            let wanted = collector.wants(*index, activations, |layer| map(layer).map_or(0, |(height, width)| height * width));
+            wanted.into_iter().map(|(layer, unit)| MapOf { row: *row, layer, unit })
+        });
+        let mut maps = maps_of(&mut process, wanted.collect(), map, stop)?;
+        for (row, collector, index, size, activations) in offers {
+            let kept = |layer: usize, unit| match map(layer) {
                 None => ProbedMap::None,
-                Some(_) => maps.remove(&(layer, unit)).map_or(ProbedMap::Dropped, ProbedMap::Kept),
+                Some(_) => maps.remove(&(row, layer, unit)).map_or(ProbedMap::Dropped, ProbedMap::Kept),
             };
-            collector.offer(index, size, activations, of);
+            collector.offer(index, size, activations, kept);
         }
         self.process = Some(process);
         Ok(results.into_iter().map(|result| result.map(|(_, activations)| activations)).collect())
     }
+}
 
-    /// The maps that a pass may keep of the picture in a row of the batch.
-    fn maps(
-        &self,
-        process: &mut Process,
-        collector: &Collector,
-        index: u64,
-        activations: &[Vec<f32>],
-        row: usize,
-        stop: &Stop,
-    ) -> Result<HashMap<(usize, u32), Map>, Fault> {
-        let Target { layers, reading, .. } = &self.starter.target;
-        let size = |layer: usize| layers.get(layer).and_then(|layer| layer.map(*reading)).unwrap_or_default();
-        let of = collector.wants(index, activations, |layer| size(layer).0 * size(layer).1);
-        if of.is_empty() {
-            return Ok(HashMap::new());
-        }
-        let most: usize = of.iter().map(|(layer, _)| size(*layer).0 * size(*layer).1 * size_of::<f32>()).sum();
-        let (answer, values) = process.ask::<()>(&Request::Maps { row, of: of.clone() }, &[], MOST_HEADER.saturating_add(most as u64), stop)?;
+/// Maps of the pictures that were run last, by row, layer and unit; `size` is that of a layer's maps.
+fn maps_of(
+    process: &mut Process,
+    wanted: Vec<MapOf>,
+    size: impl Fn(usize) -> Option<(usize, usize)>,
+    stop: &Stop,
+) -> Result<HashMap<(usize, usize, u32), Map>, Fault> {
+    let mut maps = HashMap::with_capacity(wanted.len());
+    for wanted in wanted.chunks(MAPS_AT_A_TIME) {
+        let sizes: Vec<(usize, usize)> = wanted.iter().map(|of| size(of.layer).unwrap_or_default()).collect();
+        let most: usize = sizes.iter().map(|(height, width)| height * width * size_of::<f32>()).sum();
+        let (answer, values) = process.ask::<()>(&Request::Maps(wanted.to_vec()), &[], MOST_HEADER.saturating_add(most as u64), stop)?;
         process.meant(answer)?;
         let values = process::floats_of(&values);
         let mut values = &values[..];
-        let map = |(layer, unit)| {
-            let (height, width) = size(layer);
+        for (of, (height, width)) in wanted.iter().zip(sizes) {
             let values = values.split_off(..height * width).ok_or_else(short)?;
-            Ok(((layer, unit), Map::new(height, width, values.to_vec()).ok_or_else(short)?))
-        };
-        of.into_iter().map(map).collect()
+            maps.insert((of.row, of.layer, of.unit), Map::new(height, width, values.to_vec()).ok_or_else(short)?);
+        }
     }
+    Ok(maps)
 }
+
+/// Maps that are asked for together: some megabytes.
+const MAPS_AT_A_TIME: usize = 4096;
 
 /// The fault of a process that does not give what it was asked for.
 fn short() -> Fault {

@@ -3,10 +3,9 @@
 use std::{
     env,
     error::Error as StdError,
-    io::{self, BufReader},
+    io::{self, BufReader, ErrorKind, Read as _},
     os::{fd::AsFd as _, unix::net::UnixStream},
     process::{self, ExitCode},
-    sync::mpsc::{Receiver, sync_channel},
     thread,
     time::Duration,
 };
@@ -27,7 +26,7 @@ use ort::{
 };
 use prost::Message as _;
 
-use super::{Answer, Element, Given, Load, Look, Looked, NAME, Request, Target, answer_of, read, write};
+use super::{Answer, Element, Given, Load, Look, Looked, MapOf, NAME, Request, Target, answer_of, bytes_of, read, write};
 use crate::engine::{LayerInfo, LayerKind, Reading};
 
 /// Pictures of the trial run, where the graph leaves the number open: a value that does not have as many rows is no layer.
@@ -53,30 +52,22 @@ pub fn run_target() -> ExitCode {
     }
 }
 
-type Asked = (Request, Vec<u8>);
-
-/// Reads requests on a thread of its own: it sees that the service has gone while a model runs that never ends.
-fn listen(from: UnixStream) -> io::Result<Receiver<Asked>> {
-    let (asked, requests) = sync_channel(1);
-    let listen = move || {
-        let mut from = BufReader::new(from);
-        while let Ok(request) = read(&mut from, u64::MAX) {
-            if asked.send(request).is_err() {
-                return;
-            }
-        }
-        drop(asked);
+/// Ends this process when its service has gone, also while a model runs that never ends: nothing is sent on this socket, and it closes with the service.
+fn end_with(service: UnixStream) -> io::Result<()> {
+    let watch = move || {
+        let _ = (&service).read(&mut [0]);
         thread::sleep(LAST);
         process::abort();
     };
-    thread::Builder::new().name("requests".to_owned()).spawn(listen)?;
-    Ok(requests)
+    thread::Builder::new().name("service".to_owned()).spawn(watch).map(drop)
 }
 
 fn serve() -> Result<(), Box<dyn StdError>> {
+    end_with(UnixStream::from(io::stdout().as_fd().try_clone_to_owned()?))?;
     let mut answers = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let requests = listen(answers.try_clone()?)?;
-    let Ok((first, model)) = requests.recv() else { return Ok(()) };
+    let mut requests = BufReader::new(answers.try_clone()?);
+    let mut next = || read(&mut requests, u64::MAX);
+    let (first, model): (Request, Vec<u8>) = next()?;
     let (load, target) = match first {
         Request::Look(load, look) => {
             let looked = trial(&load, &look, &model).map_err(Fault::from);
@@ -93,37 +84,38 @@ fn serve() -> Result<(), Box<dyn StdError>> {
     };
     write(&mut answers, &answer_of(ready), &[])?;
     let Some(runner) = &mut runner else { return Ok(()) };
-    let mut next = requests.recv();
-    while let Ok((Request::Run { pictures, probing }, bytes)) = next {
+    let mut request = next();
+    while let Ok((Request::Run { pictures, probing }, bytes)) = request {
         let Runner { session, input, target, preprocessor } = runner;
         let Batch { read, pixels, count } = Batch::read(&pictures, &bytes, preprocessor, target.limits());
         let options = selected(target, probing)?;
         let shape = preprocessor.size();
         let outputs = if count == 0 { Ok(None) } else { activations(session, &options, input, target, shape, pixels, count).map(Some) };
         let (answer, values): (Answer<Vec<Answer<(u32, u32)>>>, Vec<u8>) = match &outputs {
-            Ok(Some((_, values))) => (Ok(read), values.iter().flat_map(|value| value.to_le_bytes()).collect()),
+            Ok(Some((_, values))) => (Ok(read), bytes_of(values)),
             Ok(None) => (Ok(read), Vec::new()),
             Err(fault) => (answer_of(Err(fault.clone())), Vec::new()),
         };
         write(&mut answers, &answer, &values)?;
         let outputs = outputs.ok().flatten().map(|(outputs, _)| outputs);
-        next = loop {
-            match requests.recv() {
-                Ok((Request::Maps { row, of }, _)) => {
+        request = loop {
+            match next() {
+                Ok((Request::Maps(wanted), _)) => {
                     let rows = target.batch.unwrap_or(count);
-                    let map = |(layer, unit): &(usize, u32)| map(outputs.as_ref()?, target.layers.get(*layer)?, target.reading, row, rows, *unit);
-                    let values: Option<Vec<Vec<f32>>> = of.iter().map(map).collect();
-                    let values = values.ok_or_else(|| Fault::internal("a map was asked for that is not there"));
-                    let bytes: Vec<u8> = values.iter().flatten().flatten().flat_map(|value| value.to_le_bytes()).collect();
-                    write(&mut answers, &answer_of(values.map(drop)), &bytes)?;
+                    let mut values = Vec::new();
+                    let all = wanted.iter().try_for_each(|of| map(outputs.as_ref()?, target.layers.get(of.layer)?, target.reading, of, rows, &mut values));
+                    let all = all.ok_or_else(|| Fault::internal("a map was asked for that is not there"));
+                    write(&mut answers, &answer_of(all), &bytes_of(&values))?;
                 }
                 other => break other,
             }
         };
     }
-    match next {
+    match request {
         Ok(_) => Err("pictures come after a network".into()),
-        Err(_) => Ok(()),
+        // The service has let go of the target.
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -267,7 +259,7 @@ fn summaries(outputs: &SessionOutputs<'_>, layer: &LayerInfo, reading: Reading, 
     }
     let value = row_of(outputs, &layer.whole(), row, rows)?;
     let units = layer.units as usize;
-    let over = |first: usize| (0..units).map(|unit| summary::summarize(&column(value, units, unit, first), reading.summary)).collect();
+    let over = |first: usize| (0..units).map(|unit| summary::summarize(&column(value, units, unit, first).collect::<Vec<_>>(), reading.summary)).collect();
     Ok(match (layer.kind, reading.token_summary) {
         (LayerKind::Channels { .. }, _) => over(0),
         (LayerKind::Tokens { prefix, .. }, TokenSummary::PatchMean) => over(prefix),
@@ -276,20 +268,21 @@ fn summaries(outputs: &SessionOutputs<'_>, layer: &LayerInfo, reading: Reading, 
     })
 }
 
-/// A unit's activation map on one picture of a batch.
-fn map(outputs: &SessionOutputs<'_>, layer: &LayerInfo, reading: Reading, row: usize, rows: usize, unit: u32) -> Option<Vec<f32>> {
+/// Appends a unit's activation map on one picture of a batch.
+fn map(outputs: &SessionOutputs<'_>, layer: &LayerInfo, reading: Reading, of: &MapOf, rows: usize, to: &mut Vec<f32>) -> Option<()> {
     let (height, width) = layer.map(reading)?;
-    let value = row_of(outputs, &layer.whole(), row, rows).ok()?;
-    let (unit, units) = (unit as usize, layer.units as usize);
+    let value = row_of(outputs, &layer.whole(), of.row, rows).ok()?;
+    let (unit, units) = (of.unit as usize, layer.units as usize);
     match layer.kind {
-        LayerKind::Channels { data_format: DataFormat::ChannelsFirst, .. } => Some(value.get(unit * height * width..(unit + 1) * height * width)?.to_vec()),
-        LayerKind::Channels { data_format: DataFormat::ChannelsLast, .. } => Some(column(value, units, unit, 0)),
-        LayerKind::Tokens { prefix, .. } => Some(column(value, units, unit, prefix)),
-        LayerKind::Units => None,
+        LayerKind::Channels { data_format: DataFormat::ChannelsFirst, .. } => to.extend(value.get(unit * height * width..(unit + 1) * height * width)?),
+        LayerKind::Channels { data_format: DataFormat::ChannelsLast, .. } => to.extend(column(value, units, unit, 0)),
+        LayerKind::Tokens { prefix, .. } => to.extend(column(value, units, unit, prefix)),
+        LayerKind::Units => return None,
     }
+    Some(())
 }
 
 /// A unit's values, from the place `first` on, of values with the units as their last axis.
-fn column(value: &[f32], units: usize, unit: usize, first: usize) -> Vec<f32> {
-    value.iter().skip(first * units + unit).step_by(units).copied().collect()
+fn column(value: &[f32], units: usize, unit: usize, first: usize) -> impl Iterator<Item = f32> {
+    value.iter().skip(first * units + unit).step_by(units).copied()
 }

@@ -33,8 +33,8 @@ pub(crate) enum Request {
     /// To run these pictures: answered with each one's width and height, and as bytes `g` of every unit of every layer of those that could be run. The bytes are
     /// the pictures.
     Run { pictures: Vec<Given>, probing: bool },
-    /// For units' activation maps on one picture of those that were run last. The bytes of the answer are their values.
-    Maps { row: usize, of: Vec<(usize, u32)> },
+    /// For activation maps on the pictures that were run last. The bytes of the answer are their values.
+    Maps(Vec<MapOf>),
 }
 
 /// What a network is loaded with.
@@ -107,6 +107,16 @@ pub(crate) enum Given {
     Pixels { width: u32, height: u32 },
 }
 
+/// Which map.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct MapOf {
+    /// The picture's place among those that could be run.
+    pub(crate) row: usize,
+    /// The layer's place among the target's.
+    pub(crate) layer: usize,
+    pub(crate) unit: u32,
+}
+
 /// What a process answers: what was asked for, or the fault as an encoded status.
 pub(crate) type Answer<T> = Result<T, Vec<u8>>;
 
@@ -124,6 +134,12 @@ fn meant<T>(answer: Answer<T>) -> Result<T, Fault> {
 
 pub(crate) fn floats_of(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+}
+
+fn bytes_of(floats: &[f32]) -> Vec<u8> {
+    let mut bytes = vec![0; size_of_val(floats)];
+    bytes.as_chunks_mut().0.iter_mut().zip(floats).for_each(|(bytes, float)| *bytes = float.to_le_bytes());
+    bytes
 }
 
 /// Writes a message: the lengths of its header and of its bytes, and these.

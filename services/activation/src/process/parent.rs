@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     fs,
     io::{self, ErrorKind, Read, Write},
+    net::Shutdown,
     os::{
         fd::OwnedFd,
         unix::{
@@ -12,7 +13,7 @@ use std::{
         },
     },
     path::PathBuf,
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -62,6 +63,8 @@ pub(crate) struct Process {
     memory: u64,
     child: Child,
     socket: UnixStream,
+    /// Closes with the service, however that ends: see `end_with` of the child.
+    _life: UnixStream,
 }
 
 impl Host {
@@ -77,14 +80,17 @@ impl Host {
         self.check(target)?;
         let memory = self.memory / of.max(1) as u64;
         let start = || {
-            let (socket, others) = UnixStream::pair()?;
+            let (socket, asked) = UnixStream::pair()?;
+            let (life, watched) = UnixStream::pair()?;
+            // What a library may print there is not read.
+            life.shutdown(Shutdown::Read)?;
             socket.set_read_timeout(Some(LOOK))?;
             socket.set_write_timeout(Some(LOOK))?;
             let mut command = Command::new(&self.program);
             // In a group of its own: what is typed to stop the service is the service's to hear.
-            command.arg0(NAME).process_group(0).stdin(OwnedFd::from(others)).stdout(Stdio::null());
+            command.arg0(NAME).process_group(0).stdin(OwnedFd::from(asked)).stdout(OwnedFd::from(watched));
             let child = command.spawn()?;
-            let process = Process { host: Arc::clone(self), target: target.to_owned(), memory, child, socket };
+            let process = Process { host: Arc::clone(self), target: target.to_owned(), memory, child, socket, _life: life };
             // It reads what it is to do only afterwards. What a process maps counts, not the address space that drivers of cards reserve.
             let limit = |bytes| Rlimit { current: Some(bytes), maximum: Some(bytes) };
             let pid = Some(Pid::from_child(&process.child));
