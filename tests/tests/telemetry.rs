@@ -9,7 +9,7 @@ use dnd_tests::{Mesh, Service, dnd};
 use collector::Collector;
 
 const PAIRS: usize = 10;
-/// Of Student's distribution with nine degrees of freedom: 95 in 100 lie within.
+/// Of Student's distribution with nine degrees of freedom, for an interval of 95 %.
 const STUDENT: f64 = 2.262;
 /// What telemetry may cost at most.
 const MOST: f64 = 0.03;
@@ -50,7 +50,7 @@ async fn telemetry_costs_less_than_three_percent_of_the_processor_time() {
         let variance = ratios.iter().map(|ratio| (ratio - mean).powi(2)).sum::<f64>() / (PAIRS - 1) as f64;
         let half = STUDENT * (variance / PAIRS as f64).sqrt();
         let [low, middle, high] = [mean - half, mean, mean + half].map(|ratio| 100.0 * (ratio.exp() - 1.0));
-        println!("telemetry takes {middle:.2} % more processor time; 95 in 100 lie within {low:.2} % to {high:.2} %");
+        println!("telemetry takes {middle:.2} % more processor time; 95 % interval: {low:.2} % to {high:.2} %");
         assert!(high < 100.0 * MOST, "more than {MOST} can't be ruled out");
     })
     .await;

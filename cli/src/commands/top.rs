@@ -341,7 +341,7 @@ mod tests {
 
     const TEXT: &str = "# TYPE dnd_build_info gauge\ndnd_build_info{program=\"dnd-clip\",version=\"1\"} 1\ndnd_start_time_seconds 1000\n\
         dnd_calls_total{service=\"a\",method=\"b\",code=\"ok\"} 6\ndnd_calls_total{service=\"a\",method=\"b\",code=\"internal\"} 2\n\
-        dnd_queue_depth_units{model=\"x\\\"y\\\\\\n\\u{1b}[31m\"} 7\nnonsense\ndnd_bad{a=\"b} 1\n";
+        dnd_queue_depth_units{model=\"x\\\"y\\\\\\n\u{1b}[31m\"} 7\nnonsense\ndnd_bad{a=\"b} 1\n";
 
     #[test]
     fn prometheus_text_is_read_with_all_that_is_escaped_in_it() {

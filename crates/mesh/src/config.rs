@@ -121,7 +121,11 @@ impl File {
     fn read(path: &Path, command: &Command) -> Result<Self, String> {
         let at = path.display();
         let text = fs::read_to_string(path).map_err(|error| format!("{at}: {error}"))?;
-        let table: Table = text.parse().map_err(|error: toml::de::Error| format!("{at}: {}", error.to_string().trim_end()))?;
+        let table: Table = text.parse().map_err(|error: toml::de::Error| {
+            // Not the line itself, which may have a password.
+            let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+            format!("{at}: line {line}: {}", error.message())
+        })?;
         let known: BTreeSet<&str> = all(command).into_iter().flat_map(options).map(|(name, _)| name).collect();
         let mut options = BTreeMap::new();
         for (key, value) in table {
@@ -358,12 +362,12 @@ mod tests {
             ("model = \"m\"\nbatch-size = 1\nbatch_size = 1", &["dnd.toml: batch_size: it is said twice"]),
             ("model = \"m\"\ninsecure = \"yes\"", &["dnd.toml: insecure: it is true or false"]),
             ("[model]\na = 1", &["dnd.toml: model: a value is"]),
-            ("model = ", &["dnd.toml: ", "line 1"]),
+            ("log = \"x\"\nstore = postgres://u:secret@h\n", &["dnd.toml: line 2: "]),
             ("log = \"x\"", &["--model"]),
             ("model = \"m\"\ncert = \"c\"", &["--key"]),
         ] {
             let problem = told(file, &[]).unwrap_err();
-            assert!(said.iter().all(|said| problem.contains(said)), "{file}: {problem}");
+            assert!(said.iter().all(|said| problem.contains(said)) && !problem.contains("secret"), "{file}: {problem}");
         }
         let problem = read::<Some>(["dnd-some", "--config", "nowhere.toml"].map(OsString::from).to_vec()).unwrap_err().to_string();
         assert!(problem.contains("nowhere.toml: No such file"), "{problem}");
