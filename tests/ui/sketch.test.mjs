@@ -129,7 +129,7 @@ test("from a network to its labels, their evidence and a concept of one's own", 
   if (SCREENSHOTS) await moreJobs(page);
   await page.goto("/");
   await page.locator(".job").first().waitFor();
-  await shot(page, "jobs");
+  await shot(page, "jobs", 360);
   page.quiet();
   phone.quiet();
 });
