@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-faults test-long test-ui fuzz k8s-check bench parity lint fmt proto models
+.PHONY: help setup build demo test test-faults test-long test-ui test-clients fuzz k8s-check bench parity lint fmt proto models
 
 export ORT_DYLIB_PATH ?= $(CURDIR)/third_party/onnxruntime/lib/libonnxruntime.so
 PYTHON ?= python3
@@ -57,6 +57,9 @@ fuzz: ## fuzz what takes bytes from anyone, FUZZ_SECONDS each (needs a nightly c
 
 test-ui: setup ## the pages in a browser (installs chromium if it is missing, and the tests' packages of npm)
 	scripts/ui.sh
+
+test-clients: setup ## the clients in Python, TypeScript and Go, each against `dnd` over the mesh (installs what they need)
+	scripts/clients.sh test
 
 bench: setup ## benchmarks: ratios against a reference in the same run
 	cargo bench --workspace --bench '*' --locked
