@@ -14,7 +14,7 @@ POSTGRES := /tmp/dnd-postgres-$(firstword $(shell echo "$(CURDIR)" | cksum))
 with_postgres = trap 'scripts/postgres.sh $(POSTGRES) stop' EXIT; url=$$(scripts/postgres.sh $(POSTGRES)); export DND_TEST_POSTGRES=$$url;
 
 # Where the tests are that take long and need no other library's models, as those of `make parity` do.
-LONG := demo entries faults hostile large plan serving
+LONG := demo entries faults hostile large network plan serving telemetry
 
 help: ## list what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
