@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Tests the pages in Debian's chromium, over a made-up orchestrator and over the whole mesh with the sketch suite. With --screenshots the documentation's
-# pictures are made anew.
+# pictures are made anew, on jobs that are worth showing: that takes some minutes of a core more.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
