@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use tonic::Code;
 
 use super::{Collector, Described, LayerInfo, LayerKind, ProbedMap};
-use crate::process::{self, Answer, Given, Host, Load, MapOf, Process, Request, Target};
+use crate::process::{self, Answer, Given, Host, Load, MapOf, Process, Request, Size, Target};
 
 /// How units' values become numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -130,6 +130,9 @@ impl Starter {
     }
 }
 
+/// `g` of every unit of every layer on a picture.
+type Activations = Vec<Vec<f32>>;
+
 /// A session of a target.
 struct Runner {
     /// None after it was lost; another is started for the next batch.
@@ -164,7 +167,7 @@ impl Worker for Runner {
 
 impl Runner {
     /// Runs a batch on the process; an error is the end of that, or was so in all pictures.
-    fn batch(&mut self, items: &[Item], stop: &Stop) -> Result<Vec<Result<Vec<Vec<f32>>, Fault>>, Fault> {
+    fn batch(&mut self, items: &[Item], stop: &Stop) -> Result<Vec<Result<Activations, Fault>>, Fault> {
         let mut process = match self.process.take() {
             Some(process) => process,
             None => self.starter.end(self.starter.begin(&self.starter.network()?)?, stop)?,
@@ -185,7 +188,7 @@ impl Runner {
         let probing = items.iter().any(|item| matches!(item.wanted, Output::Probe { .. }));
         let of_each: usize = layers.iter().map(|layer| layer.units as usize).sum();
         let most = MOST_HEADER.saturating_add((items.len() * of_each * size_of::<f32>()) as u64);
-        let (ran, values) = process.ask::<Vec<Answer<(u32, u32)>>>(&Request::Run { pictures, probing }, &bytes, most, stop)?;
+        let (ran, values) = process.ask::<Vec<Answer<Size>>>(&Request::Run { pictures, probing }, &bytes, most, stop)?;
         let ran = match process.meant(ran) {
             Ok(ran) => ran,
             Err(fault) => {
@@ -201,7 +204,7 @@ impl Runner {
             let layers = layers.iter().map(|layer| values.split_off(..layer.units as usize).map(<[f32]>::to_vec).ok_or_else(short));
             Ok((size, layers.collect::<Result<Vec<_>, Fault>>()?))
         });
-        let results: Vec<Result<((u32, u32), Vec<Vec<f32>>), Fault>> = results.collect();
+        let results: Vec<Result<(Size, Activations), Fault>> = results.collect();
         if results.len() != items.len() {
             return Err(short());
         }

@@ -26,7 +26,7 @@ use ort::{
 };
 use prost::Message as _;
 
-use super::{Answer, Element, Given, Load, Look, Looked, MapOf, NAME, Request, Target, answer_of, bytes_of, read, write};
+use super::{Answer, Element, Given, Load, Look, Looked, MapOf, NAME, Request, Size, Target, answer_of, bytes_of, read, write};
 use crate::engine::{LayerInfo, LayerKind, Reading};
 
 /// Pictures of the trial run, where the graph leaves the number open: a value that does not have as many rows is no layer.
@@ -91,12 +91,12 @@ fn serve() -> Result<(), Box<dyn StdError>> {
         let options = selected(target, probing)?;
         let shape = preprocessor.size();
         let outputs = if count == 0 { Ok(None) } else { activations(session, &options, input, target, shape, pixels, count).map(Some) };
-        let (answer, values): (Answer<Vec<Answer<(u32, u32)>>>, Vec<u8>) = match &outputs {
+        let (answer, values) = match &outputs {
             Ok(Some((_, values))) => (Ok(read), bytes_of(values)),
             Ok(None) => (Ok(read), Vec::new()),
-            Err(fault) => (answer_of(Err(fault.clone())), Vec::new()),
+            Err(fault) => (Err(fault.clone()), Vec::new()),
         };
-        write(&mut answers, &answer, &values)?;
+        write(&mut answers, &answer_of(answer), &values)?;
         let outputs = outputs.ok().flatten().map(|(outputs, _)| outputs);
         request = loop {
             match next() {
@@ -177,7 +177,7 @@ impl Runner {
 /// Pictures that were read.
 struct Batch {
     /// The width and height of each, or why it can't be used.
-    read: Vec<Answer<(u32, u32)>>,
+    read: Vec<Answer<Size>>,
     /// The input of those that can be.
     pixels: Vec<f32>,
     /// How many these are.
@@ -187,7 +187,7 @@ struct Batch {
 impl Batch {
     fn read(pictures: &[Given], bytes: &[u8], preprocessor: &Preprocessor, limits: PictureLimits) -> Self {
         let (mut pixels, mut rest) = (Vec::with_capacity(pictures.len() * preprocessor.values()), bytes);
-        let mut read = |picture: &Given| -> Result<(u32, u32), Error> {
+        let mut read = |picture: &Given| -> Result<Size, Error> {
             let picture = match picture {
                 Given::Encoded(size) => pictures::decode(take(&mut rest, *size)?, limits)?,
                 Given::Pixels { width, height } => {

@@ -107,6 +107,9 @@ pub(crate) enum Given {
     Pixels { width: u32, height: u32 },
 }
 
+/// The width and height of a picture.
+pub(crate) type Size = (u32, u32);
+
 /// Which map.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct MapOf {
