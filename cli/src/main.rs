@@ -9,9 +9,13 @@ mod out;
 mod problem;
 mod watch;
 
-use std::process::ExitCode;
+use std::process;
 
 use clap::{Parser, Subcommand};
+use dnd_mesh::{
+    config,
+    program::{self, ExitCode},
+};
 
 use commands::{cache, demo, dissect, doctor, jobs, layers, models, plan, select, tokens, top, up};
 use problem::{Problem, unless_interrupted};
@@ -59,20 +63,20 @@ enum Command {
     Tokens(tokens::Args),
 }
 
-fn main() -> ExitCode {
+fn main() -> process::ExitCode {
     if dnd_activation::is_target_process() {
         return dnd_activation::run_target();
     }
-    let Cli { command, log, otlp } = dnd_mesh::config::parse();
-    let outcome = dnd_mesh::program::run(async {
+    let Cli { command, log, otlp } = config::parse();
+    let outcome = program::block_on(async {
         let _telemetry = dnd_mesh::telemetry::init(&log, otlp.as_deref());
         run(command, &log).await
     });
     let outcome = outcome.unwrap_or_else(|e| Err(Problem::failure(format!("the program's threads can't be started: {e}"))));
-    outcome.unwrap_or_else(|problem| {
+    program::end(outcome.unwrap_or_else(|problem| {
         eprintln!("dnd: {problem}");
         problem.exit_code()
-    })
+    }))
 }
 
 async fn run(command: Command, log: &str) -> Result<ExitCode, Problem> {

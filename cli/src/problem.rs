@@ -1,8 +1,8 @@
 //! What ends a command: a sentence for the person who typed it, and an exit code for the program that ran it.
 
-use std::{fmt, io, path::Path, process::ExitCode};
+use std::{fmt, io, path::Path};
 
-use dnd_mesh::{Fault, retry::is_away};
+use dnd_mesh::{Fault, program::ExitCode, retry::is_away};
 use tonic::{Code, Status};
 
 use crate::out::printable;

@@ -22,8 +22,8 @@ struct Args {
     otlp: Option<String>,
 }
 
-fn main() -> Result<()> {
-    program::run(run(config::parse()))?
+fn main() -> ! {
+    program::run(run(config::parse()))
 }
 
 async fn run(args: Args) -> Result<()> {

@@ -4,6 +4,7 @@
 use std::{
     fs,
     process::{Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -53,6 +54,17 @@ async fn a_service_serves_after_its_warm_up_answers_reflection_and_ends_in_order
 
     assert_eq!(service.terminate(), Some(0), "{}", service.log());
     assert!(service.log().contains("stopping"), "{}", service.log());
+}
+
+#[test]
+fn a_service_that_is_stopped_while_it_loads_its_model_ends_in_order_too() {
+    let model = sketch("captioner");
+    // A load takes some tenths of a second: its every part is met.
+    for delay in (0..300).step_by(25) {
+        let mut service = Service::start("dnd-captioner", &["--model", model.to_str().unwrap()]);
+        thread::sleep(Duration::from_millis(delay));
+        assert_eq!(service.terminate(), Some(0), "after {delay} ms: {}", service.log());
+    }
 }
 
 fn tokio_stream<T: Send + 'static>(item: T) -> impl tonic::IntoStreamingRequest<Message = T> {

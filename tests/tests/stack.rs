@@ -129,11 +129,15 @@ async fn a_client_that_never_reads_holds_a_service_up_no_longer_than_its_grace_p
     let source = Source::Uri(format!("file:{}", sketch("probing.tar").display()));
     let request = ReadPicturesRequest {
         probing_set: Some(ProbingSet { sources: vec![ProbingSource { source: Some(source) }] }),
-        // Each is answered with a status that names it: more than the stream's window takes.
-        pictures: vec![TopPicture { path: "x".repeat(4000), ..Default::default() }; 1000],
+        // Each is answered with a status that names it.
+        pictures: vec![TopPicture { path: "x".repeat(2000), ..Default::default() }; 1000],
     };
     let mut client = ActivationServiceClient::new(channel(&service.url()).await);
-    let unread = client.read_pictures(request).await.unwrap().into_inner();
+    // More than the windows of the streams and of their connection take.
+    let mut unread = Vec::new();
+    for _ in 0..8 {
+        unread.push(client.read_pictures(request.clone()).await.unwrap().into_inner());
+    }
     tokio::time::sleep(Duration::from_millis(500)).await;
     let ended = tokio::task::spawn_blocking(move || {
         let since = Instant::now();

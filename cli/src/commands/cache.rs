@@ -1,9 +1,8 @@
 //! `dnd cache`: how much is kept of what models made, and making room.
 
-use std::process::ExitCode;
-
 use bytesize::ByteSize;
 use clap::Subcommand;
+use dnd_mesh::program::ExitCode;
 use dnd_orchestrator::{Data, DataArgs};
 
 use crate::{local::kept_in, problem::Problem};

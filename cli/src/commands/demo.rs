@@ -2,10 +2,9 @@
 
 mod marks;
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::path::{Path, PathBuf};
+
+use dnd_mesh::program::ExitCode;
 
 use dnd_method::parameters::Parameters;
 use dnd_proto::v1::{LayerUnits, UnitResult};

@@ -3,11 +3,10 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::ExitCode,
     time::Duration,
 };
 
-use dnd_mesh::{blobs, parameters::to_message, retry::is_away};
+use dnd_mesh::{blobs, parameters::to_message, program::ExitCode, retry::is_away};
 use dnd_method::parameters::Parameters;
 use dnd_proto::v1::{
     CancelJobRequest, CreateJobRequest, DeleteJobRequest, DissectRequest, Job, JobDone, JobPaused, JobState, LayerUnits, ProbingSet, ResumeJobRequest,

@@ -3,8 +3,10 @@
 use std::{
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::Command,
 };
+
+use dnd_mesh::program::ExitCode;
 
 use dnd_onnx::runtime::{self, Provider};
 

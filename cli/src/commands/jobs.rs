@@ -2,9 +2,10 @@
 
 use std::{
     path::PathBuf,
-    process::ExitCode,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
+
+use dnd_mesh::program::ExitCode;
 
 use dnd_proto::v1::{
     CancelJobRequest, DeleteJobRequest, GetJobRequest, Job, JobState, ListJobsRequest, ListUnitsRequest, ResumeJobRequest, UnitCounts, UnitState, UnitSummary,

@@ -1,6 +1,8 @@
 //! `dnd layers`: what can be asked of a network.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::path::PathBuf;
+
+use dnd_mesh::program::ExitCode;
 
 use dnd_onnx::runtime::EngineArgs;
 use dnd_proto::v1::{DescribeTargetRequest, Layer, LayerKind};

@@ -3,7 +3,9 @@
 mod check;
 mod pull;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::path::PathBuf;
+
+use dnd_mesh::program::ExitCode;
 
 use clap::Subcommand;
 use dnd_captioner::CaptionerArgs;

@@ -3,8 +3,9 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    process::ExitCode,
 };
+
+use dnd_mesh::program::ExitCode;
 
 use dnd_onnx::folder;
 use serde::Deserialize;

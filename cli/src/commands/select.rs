@@ -6,10 +6,9 @@ use std::{
     future::ready,
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
-    process::ExitCode,
 };
 
-use dnd_mesh::{blobs, parameters::to_message};
+use dnd_mesh::{blobs, parameters::to_message, program::ExitCode};
 use dnd_proto::v1::{SelectConceptRequest, StoredImages, UnitResult, UnitState, select_concept_request::Images as From, select_concept_response::Event};
 
 use crate::{

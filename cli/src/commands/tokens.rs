@@ -1,9 +1,10 @@
 //! `dnd tokens`: what callers of a served mesh show.
 
-use std::process::ExitCode;
-
 use clap::Subcommand;
-use dnd_mesh::auth::{Scope, new_token};
+use dnd_mesh::{
+    auth::{Scope, new_token},
+    program::ExitCode,
+};
 
 use crate::problem::Problem;
 

@@ -5,7 +5,6 @@ use std::{
     fmt::Write as _,
     io::{IsTerminal as _, Write as _},
     net::SocketAddr,
-    process::ExitCode,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -13,6 +12,7 @@ use dnd_mesh::metrics::{
     BATCH_ITEMS, BATCH_SECONDS, BUILD, CALLS, CALLS_OPEN, QUEUE_SECONDS, QUEUE_UNITS, RECEIVED, RESULTS, SENT, SESSIONS, STAGE_SECONDS, STARTED, UNITS,
     UNITS_OPEN, WORK,
 };
+use dnd_mesh::program::ExitCode;
 use reqwest::Client;
 use tokio::net::lookup_host;
 

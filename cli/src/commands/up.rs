@@ -1,11 +1,12 @@
 //! `dnd up`: the whole mesh in one process, on a port.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{net::SocketAddr, path::PathBuf};
 
 use dnd_gateway::GatewayArgs;
 use dnd_mesh::{
     args::{AccessArgs, ServeArgs, TlsArgs},
     auth::Guard,
+    program::ExitCode,
     server::{self, InProcess, ServeError},
 };
 

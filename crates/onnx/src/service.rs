@@ -1,9 +1,6 @@
 //! The program of a service that has one model.
 
-use std::{
-    error::Error as StdError,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use dnd_mesh::{
@@ -27,15 +24,14 @@ pub struct ModelServiceArgs {
     serve: ServeArgs,
 }
 
-/// Serves a model over gRPC for the life of the process: `add_to` adds its service, `load` loads it.
+/// Serves a model over gRPC, and ends the process: `add_to` adds its service, `load` loads it.
 pub fn run<M: Send + Sync + 'static>(
     args: ModelServiceArgs,
     add_to: impl FnOnce(Services, Slot<M>) -> Services,
     load: impl FnOnce(&Path, &EngineArgs) -> Result<M, Error> + Send + 'static,
-) -> Result<(), Box<dyn StdError + Send + Sync>> {
+) -> ! {
     let ModelServiceArgs { model, engine, serve } = args;
     let slot = Slot::default();
     let services = add_to(Services::default(), slot.clone());
-    program::run(server::serve(&serve, services, move || load(&model, &engine).map(|loaded| slot.fill(loaded))))??;
-    Ok(())
+    program::run(server::serve(&serve, services, move || load(&model, &engine).map(|loaded| slot.fill(loaded))))
 }

@@ -37,12 +37,11 @@ struct Args {
     serve: ServeArgs,
 }
 
-fn main() -> Result<ExitCode> {
+fn main() -> ExitCode {
     if dnd_activation::is_target_process() {
-        return Ok(dnd_activation::run_target());
+        return dnd_activation::run_target();
     }
-    program::run(run(config::parse()))??;
-    Ok(ExitCode::SUCCESS)
+    program::run(run(config::parse()))
 }
 
 async fn run(args: Args) -> Result<()> {

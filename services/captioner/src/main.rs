@@ -1,7 +1,5 @@
 //! `dnd-captioner`: captions pictures over gRPC.
 
-use std::error::Error;
-
 use clap::Parser;
 use dnd_captioner::{Captioner, CaptionerArgs, add_to};
 use dnd_mesh::config;
@@ -17,7 +15,7 @@ struct Args {
     captioner: CaptionerArgs,
 }
 
-fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+fn main() -> ! {
     let Args { service, captioner } = config::parse();
     service::run(service, add_to, move |folder, engine| Captioner::load(folder, &captioner, engine))
 }

@@ -1,7 +1,5 @@
 //! `dnd-clip`: embeds pictures and texts over gRPC.
 
-use std::error::Error;
-
 use clap::Parser;
 use dnd_clip::{Clip, add_to};
 use dnd_mesh::config;
@@ -15,6 +13,6 @@ struct Args {
     service: ModelServiceArgs,
 }
 
-fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+fn main() -> ! {
     service::run(config::parse::<Args>().service, add_to, Clip::load)
 }

@@ -27,8 +27,8 @@ struct Args {
     serve: ServeArgs,
 }
 
-fn main() -> Result<()> {
-    program::run(run(config::parse()))?
+fn main() -> ! {
+    program::run(run(config::parse()))
 }
 
 async fn run(args: Args) -> Result<()> {

@@ -1,6 +1,6 @@
 //! `dnd-summarizer`: simplifies captions and finds what they share, over gRPC.
 
-use std::{error::Error, path::PathBuf};
+use std::path::PathBuf;
 
 use clap::Parser;
 use dnd_mesh::{
@@ -27,11 +27,10 @@ struct Args {
     llm: LlmArgs,
 }
 
-fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+fn main() -> ! {
     let Args { model, engine, serve, llm } = config::parse();
     let slot = Slot::default();
     let services = add_to(Services::default(), slot.clone());
     let load = move || Summarizer::open(&model.unwrap_or_default(), &engine, &llm).map(|loaded| slot.fill(loaded));
-    program::run(server::serve(&serve, services, load))??;
-    Ok(())
+    program::run(server::serve(&serve, services, load))
 }

@@ -3,8 +3,9 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::ExitCode,
 };
+
+use dnd_mesh::program::ExitCode;
 
 use dnd_captioner::{Captioner, CaptionerArgs};
 use dnd_clip::Clip;

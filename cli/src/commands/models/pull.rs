@@ -6,9 +6,10 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Component, Path, PathBuf},
-    process::ExitCode,
     time::Duration,
 };
+
+use dnd_mesh::program::ExitCode;
 
 use backon::{ExponentialBuilder, Retryable as _};
 use dnd_onnx::folder;

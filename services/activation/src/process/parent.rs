@@ -44,6 +44,11 @@ const UNWANTED: Duration = Duration::from_secs(10);
 /// How long the end of a process takes after its socket has closed.
 const ENDING: Duration = Duration::from_secs(1);
 
+/// Why processes are lost, as the metric says it.
+const TIMEOUT: &str = "timeout";
+const MEMORY: &str = "memory";
+const DIED: &str = "died";
+
 /// Starts the processes of targets, and knows how they end.
 pub(crate) struct Host {
     program: PathBuf,
@@ -69,6 +74,10 @@ pub(crate) struct Process {
 
 impl Host {
     pub(crate) fn new(args: &ActivationArgs) -> Self {
+        // So that the first one is seen as a rise.
+        for reason in [TIMEOUT, MEMORY, DIED] {
+            counter!(TARGET_DEATHS.name, "reason" => reason).increment(0);
+        }
         // The program may have been replaced by another since; this is the one that runs.
         let program = args.program.clone().unwrap_or_else(|| "/proc/self/exe".into());
         let memory = args.target_memory.map_or_else(|| machine_memory() / 2, |mebibytes| mebibytes.saturating_mul(1 << 20));
@@ -197,9 +206,9 @@ impl Process {
         self.host.died(
             &self.target,
             match fault.reason() {
-                "TARGET_TIMEOUT" => "timeout",
-                "TARGET_MEMORY" => "memory",
-                _ => "died",
+                "TARGET_TIMEOUT" => TIMEOUT,
+                "TARGET_MEMORY" => MEMORY,
+                _ => DIED,
             },
         );
         Err(fault)
