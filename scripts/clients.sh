@@ -116,6 +116,15 @@ test_examples() {
     diff "$work/expected" "$work/labels" || { echo "clients: $example says something else than dnd" >&2; exit 1; }
     echo "ok: $example"
   done
+  # What Python calls a table is results.csv.
+  "$python" - "$endpoint" "$target" "$pictures" "$work/out/results.csv" <<'END'
+import sys, dnd, pandas
+endpoint, target, pictures, table = sys.argv[1:]
+with dnd.Client(endpoint) as client:
+    told = client.dissect(target, {"colour": [0, 3, 5]}, pictures).to_dataframe()
+pandas.testing.assert_frame_equal(told.fillna(""), pandas.read_csv(table).fillna(""), check_dtype=False)
+END
+  echo "ok: a table in Python"
 }
 
 test_all() {

@@ -70,7 +70,7 @@ class Mesh(dissect_pb2_grpc.DissectServiceServicer, picture_pb2_grpc.PictureServ
         events: list[dict[str, Any]] = [
             {"accepted": job_pb2.JobAccepted(job_id="job", layers=[LayerUnits(layer="colour", units=[3, 0])])},
             {"done": job_pb2.JobDone(cancelled=True)},
-            {"unit": unit(0, "red", images=[exciting], concepts=[result_pb2.RankedConcept(concept="red", score=2.5)])},
+            {"unit": unit(0, "red", images=[exciting], concepts=[result_pb2.RankedConcept(concept="red", score=2.5), result_pb2.RankedConcept(concept="dark red")])},
             {"unit": unit(3, "green")},
             {"done": job_pb2.JobDone(labelled=2)},
         ]
@@ -203,7 +203,7 @@ class ClientTest(unittest.TestCase):
             result = client.dissect("net.onnx", {"colour": [3, 0]}, "photos")
         table = result.to_dataframe()
         self.assertEqual(table.label.tolist(), ["green", "red"])
-        self.assertEqual(table.score[1], 2.5)
+        self.assertEqual((table.score[1], table.second[1]), (2.5, "dark red"))
         html = result._repr_html_()
         self.assertIn("2 labelled, 0 dead, 0 failed", html)
         self.assertIn("data:image/png;base64,iVBOR", html)

@@ -122,9 +122,8 @@ def _thumbnail(picture: bytes) -> bytes:
 
 
 def _row(unit: UnitResult) -> tuple[str, int, str, float | None, str, str, str, str]:
-    best = next((concept for concept in unit.concepts if concept.concept == unit.label), None)
-    score = best.score if best is not None and best.HasField("score") else None
-    second, third = [*unit.labels[1:3], "", ""][:2]
+    score = unit.concepts[0].score if unit.concepts and unit.concepts[0].HasField("score") else None
+    second, third = [*(concept.concept for concept in unit.concepts[1:3]), "", ""][:2]
     return unit.layer, unit.unit, unit.label, score, second, third, UnitState.Name(unit.state).removeprefix("UNIT_STATE_").lower(), unit.reason
 
 
