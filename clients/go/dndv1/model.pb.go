@@ -34,7 +34,7 @@ type Model struct {
 	// How the folder is laid out, and where there are several, which file was taken: "blip", "clip", "llama, onnx/model_q4.onnx", "stable-diffusion", ...;
 	// "openai" for a model behind an HTTP endpoint.
 	Layout string `protobuf:"bytes,3,opt,name=layout,proto3" json:"layout,omitempty"`
-	// What runs it: library, its version, execution provider and precision, such as "onnxruntime 1.31.1 cpu fp32"; "http" for what an endpoint runs.
+	// What runs it: library, its version, execution provider and instruction set, such as "onnxruntime 1.31.1 cpu avx512"; "http" for what an endpoint runs.
 	Engine string `protobuf:"bytes,4,opt,name=engine,proto3" json:"engine,omitempty"`
 	// What the users of its results have to be told, such as "trained on drawn pictures only", or what had to be assumed of its files; may be empty.
 	Notice string `protobuf:"bytes,5,opt,name=notice,proto3" json:"notice,omitempty"`

@@ -135,10 +135,10 @@ impl EngineArgs {
         (self.thread_budget() / self.session_count()).max(1)
     }
 
-    /// How results come about, for provenance: library, version, provider, precision, instruction set.
+    /// How results come about, for provenance: library, version, provider, instruction set. (The precision is the model's, and its file's name says it.)
     pub fn engine(&self) -> String {
         let version = library_version().unwrap_or_else(|| "?".to_owned());
-        format!("onnxruntime {version} {} fp32 {}", self.provider, instruction_set())
+        format!("onnxruntime {version} {} {}", self.provider, instruction_set())
     }
 }
 

@@ -39,7 +39,7 @@ class Model(_message.Message):
     "openai" for a model behind an HTTP endpoint.
     """
     engine: _builtins.str
-    """What runs it: library, its version, execution provider and precision, such as "onnxruntime 1.31.1 cpu fp32"; "http" for what an endpoint runs."""
+    """What runs it: library, its version, execution provider and instruction set, such as "onnxruntime 1.31.1 cpu avx512"; "http" for what an endpoint runs."""
     notice: _builtins.str
     """What the users of its results have to be told, such as "trained on drawn pictures only", or what had to be assumed of its files; may be empty."""
     @_builtins.property

@@ -42,7 +42,7 @@ export type Model = Message<"dnd.v1.Model"> & {
   layout: string;
 
   /**
-   * What runs it: library, its version, execution provider and precision, such as "onnxruntime 1.31.1 cpu fp32"; "http" for what an endpoint runs.
+   * What runs it: library, its version, execution provider and instruction set, such as "onnxruntime 1.31.1 cpu avx512"; "http" for what an endpoint runs.
    *
    * @generated from field: string engine = 4;
    */
