@@ -46,7 +46,9 @@ pub(crate) fn file(units: impl Stream<Item = Result<UnitResult, Status>> + Send 
         let mut columns = columns.map_err(failed)?;
         match groups.try_next().await? {
             Some(units) => {
-                let bytes = columns.write(&units).map_err(failed)?;
+                // A group is megabytes of JSON to write and to compress.
+                let written = tokio::task::spawn_blocking(move || columns.write(&units).map(|bytes| (bytes, columns)));
+                let (bytes, columns) = written.await.map_err(|_| Fault::internal("the writing of a Parquet file panicked"))?.map_err(failed)?;
                 Ok(Some((bytes, (Some(Ok(columns)), groups))))
             }
             None => Ok(Some((columns.end().map_err(failed)?, (None, groups)))),

@@ -1,5 +1,7 @@
 //! Rating studies: each request a call of the orchestrator's StudyService.
 
+use std::collections::HashMap;
+
 use axum::{
     Json,
     body::Body,
@@ -10,7 +12,7 @@ use axum::{
 use dnd_mesh::Fault;
 use dnd_proto::v1::{
     CreateStudyRequest, CreateStudyResponse, DeleteStudyRequest, GetStudyRequest, GetStudyResponse, ListRatingsRequest, ListStudiesRequest,
-    ListStudiesResponse, NextTaskRequest, NextTaskResponse, RateRequest, RateResponse, Rating, Study, StudyUnit,
+    ListStudiesResponse, NextTaskRequest, NextTaskResponse, RateRequest, RateResponse, Rating, Study,
 };
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Deserialize;
@@ -77,20 +79,21 @@ pub(crate) async fn ratings(State(mut gateway): State<Gateway>, caller: Caller, 
     let ratings = gateway.studies.list_ratings(caller.asks(ListRatingsRequest { study_id })).await?.into_inner();
     let first = record(&["rater", "layer", "unit", "method", "label", "rating", "best", "valid"]);
     let name = format!("dnd-study-{}.csv", study.study_id);
-    let rows = ratings.map_ok(move |row| stream::iter(row.rating.map(|rating| rows(&study, &rating)).unwrap_or_default())).try_flatten();
+    let Study { methods, shown, .. } = study;
+    let labels: HashMap<(String, u32), Vec<String>> = shown.into_iter().map(|unit| ((unit.layer, unit.unit), unit.labels)).collect();
+    let rows = ratings.map_ok(move |row| stream::iter(row.rating.map(|rating| rows(&methods, &labels, rating)).unwrap_or_default())).try_flatten();
     let rows = stream::iter([first]).chain(rows.and_then(|row| std::future::ready(record(&row))));
     let body = Body::from_stream(rows.take_until(gateway.stopping.cancelled_owned()));
     Ok(([(header::CONTENT_TYPE, "text/csv; charset=utf-8")], attachment(&name), body).into_response())
 }
 
-fn rows(study: &Study, rating: &Rating) -> Vec<Result<[String; 8], tonic::Status>> {
-    let shown = study.shown.iter().find(|shown| shown.layer == rating.layer && shown.unit == rating.unit);
-    let labels = shown.map(|StudyUnit { labels, .. }| labels.as_slice()).unwrap_or_default();
+fn rows(methods: &[String], labels: &HashMap<(String, u32), Vec<String>>, rating: Rating) -> Vec<Result<[String; 8], tonic::Status>> {
+    let Rating { rater, layer, unit, ratings, best, valid, .. } = rating;
+    let (rater_cell, layer_cell) = (cell(&rater), cell(&layer));
+    let labels = labels.get(&(layer, unit)).map(Vec::as_slice).unwrap_or_default();
     let row = |((i, method), (label, rated)): ((usize, &String), (&String, &u32))| {
-        let best = (i == rating.best as usize).to_string();
-        let names = [cell(&rating.rater), cell(&rating.layer), rating.unit.to_string(), cell(method), cell(label)];
-        let [rater, layer, unit, method, label] = names;
-        Ok([rater, layer, unit, method, label, rated.to_string(), best, rating.valid.to_string()])
+        let is_best = (i == best as usize).to_string();
+        Ok([rater_cell.clone(), layer_cell.clone(), unit.to_string(), cell(method), cell(label), rated.to_string(), is_best, valid.to_string()])
     };
-    study.methods.iter().enumerate().zip(labels.iter().zip(&rating.ratings)).map(row).collect()
+    methods.iter().enumerate().zip(labels.iter().zip(&ratings)).map(row).collect()
 }

@@ -89,7 +89,8 @@ fn broken(error: &multer::Error) -> Problem {
 /// A file of a form, on the disk: its name in the mesh is known only when all of it is there. It goes with the value.
 async fn spooled(mut field: Field<'_>, most: u64) -> Result<(File, String, u64), Problem> {
     let storage = |error: std::io::Error| Problem::from(blobs::storage(error));
-    let mut file = File::from_std(tempfile::tempfile().map_err(storage)?);
+    let made = tokio::task::spawn_blocking(tempfile::tempfile).await;
+    let mut file = File::from_std(made.map_err(std::io::Error::other).and_then(|made| made).map_err(storage)?);
     let (mut hash, mut size) = (Sha256::new(), 0);
     while let Some(some) = field.chunk().await.map_err(|error| broken(&error))? {
         size += some.len() as u64;
