@@ -3,7 +3,6 @@
 use std::{
     collections::{HashMap, HashSet},
     num::NonZeroUsize,
-    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -15,7 +14,6 @@ use dnd_mesh::{
     telemetry::Ids,
 };
 use dnd_proto::v1::{Model, ProbedUnit, Provenance, Stage, UnitResult, UnitState};
-use futures::StreamExt as _;
 use lru::LruCache;
 use metrics::{counter, gauge};
 use tokio::{
@@ -217,24 +215,26 @@ impl Engine {
     async fn probe(&self, lease: &Lease, calls: &Calls) -> Result<Passed, Unprobed> {
         let units = calls.layers().iter().flat_map(|of| of.units.iter().map(|unit| (of.layer.as_str(), *unit)));
         let places: HashMap<(&str, u32), i64> = units.zip(1..).collect();
-        let mut pass = pin!(probing::probe(calls, &self.probing));
-        let mut passed = Passed::default();
-        let mut units: Vec<(i64, ProbedUnit)> = Vec::new();
-        while let Some(event) = pass.next().await {
-            match passed.hear(event?, calls.parameters()) {
-                Some(Probed::Progress(progress)) => self.store.probing(lease, progress.done, progress.pictures).await?,
-                Some(Probed::Unit(unit)) => {
-                    let place = places.get(&(unit.layer.as_str(), unit.unit)).copied();
-                    units.extend(place.map(|place| (place, unit)));
+        let listen = async |mut told: probing::Told| {
+            let mut passed = Passed::default();
+            let mut units: Vec<(i64, ProbedUnit)> = Vec::new();
+            while let Some(event) = told.recv().await {
+                match passed.hear(event, calls.parameters()) {
+                    Some(Probed::Progress(progress)) => self.store.probing(lease, progress.done, progress.pictures).await?,
+                    Some(Probed::Unit(unit)) => {
+                        let place = places.get(&(unit.layer.as_str(), unit.unit)).copied();
+                        units.extend(place.map(|place| (place, unit)));
+                    }
+                    None => {}
                 }
-                None => {}
+                if units.len() >= PROBED {
+                    self.store.probed(lease, &std::mem::take(&mut units)).await?;
+                }
             }
-            if units.len() >= PROBED {
-                self.store.probed(lease, &std::mem::take(&mut units)).await?;
-            }
-        }
-        self.store.probed(lease, &units).await?;
-        Ok(passed)
+            self.store.probed(lease, &units).await?;
+            Ok(passed)
+        };
+        probing::probe(calls, &self.probing, listen).await
     }
 
     async fn unit(&self, lease: Lease, probed: ProbedUnit) -> Result<(), StoreError> {

@@ -15,11 +15,10 @@ use dnd_method::{
     top::{Entry, Top},
 };
 use dnd_proto::v1::{ListShardsResponse, ProbeProgress, ProbeTotal, ProbedUnit, ProbingShard, SkippedPicture, Stage, probe_response::Event};
-use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
 use crate::{
@@ -69,25 +68,29 @@ pub(crate) struct ProbedShard {
     pub(crate) chunks: Vec<String>,
 }
 
-/// Runs the probing set of a job: its progress as it goes on, then each picture that can't be used, every unit, and the total. What is wrong with it ends it.
-pub(crate) fn probe<'c>(calls: &'c Calls, args: &ProbingArgs) -> impl Stream<Item = Result<Event, Fault>> + Send + 'c {
+/// What a pass has to say, as it goes on.
+pub(crate) type Told = mpsc::Receiver<Event>;
+
+/// Runs the probing set of a job. `listen` is told its progress as it goes on, then each picture that can't be used, every unit, and the total; what comes of
+/// that is given back. What is wrong with the set is told when all before it is heard.
+pub(crate) async fn probe<T, E, L>(calls: &Calls, args: &ProbingArgs, listen: impl FnOnce(Told) -> L) -> Result<T, E>
+where
+    E: From<Fault>,
+    L: Future<Output = Result<T, E>>,
+{
     let (events, told) = mpsc::channel(WAITING);
-    let last = events.clone();
     let pass = Pass { calls, args: args.clone(), events, done: AtomicU64::new(0), pictures: AtomicU64::new(0) };
-    // The pass is a part of the stream: it is polled with it, and dropped with it. A fault of it is told after what it had to say before.
-    let run = async move {
-        if let Err(fault) = pass.run().await {
-            // Nobody is told if nobody listens.
-            let _ = last.send(Err(fault)).await;
-        }
-    };
-    stream::select(ReceiverStream::new(told), stream::once(run).filter_map(|()| async { None }))
+    let run = async move { Ok(pass.run().await) };
+    // The pass goes on while it is heard: it may hold what the listener waits for, such as the connection through which the database is written.
+    let (ran, heard) = tokio::try_join!(run, listen(told))?;
+    ran?;
+    Ok(heard)
 }
 
 struct Pass<'c> {
     calls: &'c Calls,
     args: ProbingArgs,
-    events: mpsc::Sender<Result<Event, Fault>>,
+    events: mpsc::Sender<Event>,
     /// Pictures that are done, and all.
     done: AtomicU64,
     pictures: AtomicU64,
@@ -262,7 +265,7 @@ impl Pass<'_> {
 
     async fn say(&self, event: Event) -> Result<(), Fault> {
         let gone = |_| Fault::new(Code::Cancelled, "CALLER_GONE", "the caller has gone");
-        self.events.send(Ok(event)).await.map_err(gone)
+        self.events.send(event).await.map_err(gone)
     }
 }
 

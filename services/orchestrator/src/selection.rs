@@ -1,6 +1,6 @@
 //! SelectConcept: step 3 alone, which lives as long as its caller watches.
 
-use std::{pin::pin, sync::Arc};
+use std::sync::Arc;
 
 use dnd_mesh::{Fault, blobs::storage, fault::check_text, items, parameters};
 use dnd_method::answers;
@@ -118,18 +118,21 @@ impl Selection {
 }
 
 async fn probe(calls: &Calls, args: &ProbingArgs, mut unit: ProbedUnit, events: &Responses) -> Result<(ProbedUnit, Vec<String>), Fault> {
-    let mut pass = pin!(probing::probe(calls, args));
-    let mut passed = Passed::default();
-    while let Some(event) = pass.next().await {
-        match passed.hear(event?, calls.parameters()) {
-            Some(Probed::Unit(probed)) => unit = probed,
-            Some(Probed::Progress(progress)) => {
-                let progress = StageProgress { stage: Stage::Probe.into(), done: progress.done, total: progress.pictures, usage: None };
-                say(events, Event::Progress(progress)).await?;
+    let listen = async |mut told: probing::Told| {
+        let mut passed = Passed::default();
+        while let Some(event) = told.recv().await {
+            match passed.hear(event, calls.parameters()) {
+                Some(Probed::Unit(probed)) => unit = probed,
+                Some(Probed::Progress(progress)) => {
+                    let progress = StageProgress { stage: Stage::Probe.into(), done: progress.done, total: progress.pictures, usage: None };
+                    say(events, Event::Progress(progress)).await?;
+                }
+                None => {}
             }
-            None => {}
         }
-    }
+        Ok::<_, Fault>(passed)
+    };
+    let passed = probing::probe(calls, args, listen).await?;
     for skipped in passed.skipped {
         say(events, Event::Skipped(skipped)).await?;
     }

@@ -16,10 +16,10 @@ use dnd_mesh::{
     blobs::{self, ObjectArgs},
     server::InProcess,
 };
-use dnd_orchestrator::{DataArgs, OrchestratorArgs};
+use dnd_orchestrator::{DataArgs, OrchestratorArgs, ProbingArgs};
 use dnd_proto::v1::{
-    CreateJobRequest, DeleteJobRequest, DissectRequest, JobPaused, Parameters, UnitResult, UnitState, WatchJobRequest,
-    dissect_service_client::DissectServiceClient, job_event::Event,
+    CreateJobRequest, DeleteJobRequest, DissectRequest, JobPaused, Parameters, SelectConceptRequest, UnitResult, UnitState, WatchJobRequest,
+    dissect_service_client::DissectServiceClient, job_event::Event, select_concept_request::Images,
 };
 use sqlx::{Connection as _, Row as _, SqliteConnection};
 use tonic::transport::Channel;
@@ -207,4 +207,42 @@ async fn a_job_whose_orchestrator_dies_while_it_merges_the_shards_goes_on_with_t
     let server = orchestrator(&models, &data(folder.path()), &args).await;
     assert!(done(&mut client(&server), &id).await == whole, "as where nobody dies");
     assert_eq!(fakes.0.probes.load(Ordering::Relaxed), 3, "no shard is run again");
+}
+
+/// A probing set of a hundred shards, of which sixteen are run at a time.
+fn many_shards() -> (Behaviour, OrchestratorArgs) {
+    let probing = ProbingArgs { shards_in_flight: 16.try_into().unwrap(), ..Default::default() };
+    let behaviour = Behaviour { large_set: true, shard_pictures: Some(1000), ..Default::default() };
+    // A pass that stands still is not taken up again by the end of its lease.
+    (behaviour, OrchestratorArgs { probing, lease: 3600.try_into().unwrap(), ..Default::default() })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pass_is_told_of_while_its_shards_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let (behaviour, args) = many_shards();
+    let models = Fakes(Arc::new(behaviour)).start();
+    let server = orchestrator(&models, &data(folder.path()), &args).await;
+    let mut client = client(&server);
+    let id = create(&mut client, request(vec![1, 2, 3], parameters())).await;
+    assert_eq!(done(&mut client, &id).await.len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_who_does_not_read_how_far_a_pass_is_holds_up_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let (behaviour, args) = many_shards();
+    let models = Fakes(Arc::new(behaviour)).start();
+    let server = orchestrator(&models, &data(folder.path()), &args).await;
+    let mut client = client(&server);
+    let mut unread = Vec::new();
+    for unit in 0..8 {
+        let DissectRequest { target, probing_set, parameters, .. } = request(vec![unit], parameters());
+        let concepts = vec!["circles".into()];
+        let select = SelectConceptRequest { target, layer: "layer".into(), unit, concepts, images: Some(Images::ProbingSet(probing_set.unwrap())), parameters };
+        unread.push(client.select_concept(select).await.unwrap());
+    }
+    let id = create(&mut client, request(vec![100, 101, 102], parameters())).await;
+    assert_eq!(done(&mut client, &id).await.len(), 3);
+    drop(unread);
 }

@@ -19,7 +19,7 @@ use dnd_proto::v1::{
     self as proto, ActivateRequest, ActivateResponse, ActivationMap, Answer, AttentionCrop, Caption, CaptionRequest, CaptionResponse, CropRequest,
     CropResponse, DescribeTargetRequest, DescribeTargetResponse, DissectRequest, EmbedImagesRequest, EmbedImagesResponse, EmbedTextsRequest,
     EmbedTextsResponse, Embedding, GenerateRequest, GenerateResponse, LayerUnits, ListShardsRequest, ListShardsResponse, Model, Parameters, PictureActivations,
-    ProbeRequest, ProbeResponse, ProbeTotal, ProbedUnit, ProbingSet, ProbingShard, ReadPicturesRequest, ReadPicturesResponse, SimplifyRequest,
+    ProbeProgress, ProbeRequest, ProbeResponse, ProbeTotal, ProbedUnit, ProbingSet, ProbingShard, ReadPicturesRequest, ReadPicturesResponse, SimplifyRequest,
     SimplifyResponse, SummarizeRequest, SummarizeResponse, Target, TopPicture, activate_request, activation_service_server as activation,
     caption_service_server as captioner, crop_response, diffusion_service_server as diffusion, embedding_service_server as clip, probe_response,
     read_pictures_response, summary_service_server as summarizer,
@@ -157,8 +157,9 @@ impl activation::ActivationService for Fakes {
             let highest = top.first().map_or(10.0, |picture| picture.activation);
             ProbedUnit { layer, unit, dead, lowest: if dead { highest } else { -1000.0 }, highest, top, ..Default::default() }
         });
+        let progress = probe_response::Event::Progress(ProbeProgress { done: pictures, pictures });
         let total = probe_response::Event::Total(ProbeTotal { pictures, ..Default::default() });
-        let events = probed.map(probe_response::Event::Unit).chain([total]).map(|event| Ok(ProbeResponse { event: Some(event) }));
+        let events = [progress].into_iter().chain(probed.map(probe_response::Event::Unit)).chain([total]).map(|event| Ok(ProbeResponse { event: Some(event) }));
         Ok(Response::new(Box::pin(stream::iter(events))))
     }
 
