@@ -86,6 +86,22 @@ test_go() {
   in_go vet ./...
   in_go test ./...
   in_go build -o "$work/" ./examples/...
+  check_go_modules
+}
+
+# Whether go.mod requires each module that is needed, and would do as it stands: a build in module mode, of Debian's code under the modules' names.
+check_go_modules() {
+  local module=$work/module modules path
+  cp -r clients/go "$module"
+  # What Debian's grpc needs beside that of go.mod, being older.
+  modules="$(awk '/^\t/ { print $1 }' clients/go/go.mod) github.com/golang/protobuf"
+  for path in $modules; do
+    mkdir -p "$work/modules/$path"
+    cp -rL "/usr/share/gocode/src/$path/." "$work/modules/$path"
+    printf 'module %s\n\ngo 1.19\n' "$path" >"$work/modules/$path/go.mod"
+    (cd "$module" && go mod edit -replace "$path=$work/modules/$path")
+  done
+  (cd "$module" && go mod edit -require github.com/golang/protobuf@v1.5.2 && GO111MODULE=on GOFLAGS=-mod=readonly GOPROXY=off GOSUMDB=off go build ./...)
 }
 
 # Labels three planted units with `dnd` and with each client's example, over the mesh.
