@@ -16,9 +16,8 @@ install_python() {
 }
 
 install_typescript() {
-  command -v npm >/dev/null || scripts/debian.sh npm
-  # An installation that was broken off, or is another version's, is made anew.
-  (cd $typescript && cmp -s package-lock.json node_modules/.installed || { npm ci --silent --no-audit --no-fund --ignore-scripts && cp package-lock.json node_modules/.installed; })
+  source scripts/node.sh
+  npm_packages $typescript
 }
 
 # Go's modules are Debian's packages: grpc-go, and both generators.

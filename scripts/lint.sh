@@ -9,7 +9,7 @@ buf=$tools/node_modules/.bin/buf
 released=proto/released.binpb
 
 install_buf() {
-  command -v npm >/dev/null || { echo "lint: npm is missing: it fetches buf (Debian: apt install npm)" >&2; exit 1; }
+  source scripts/node.sh
   [ -x "$buf" ] || npm install --silent --no-fund --no-audit --prefix "$tools" @bufbuild/buf@1.75.0
 }
 

@@ -38,6 +38,14 @@ export async function show(root, _, signal) {
       if (old && !ended(old.state) && ended(job.state)) say(`The job on ${jobName(job)} has ended: ${plural(job.units?.labelled, "label")}.`);
       place(job, older || first ? "end" : "start");
     }
+    // What is not among the newest any more, though it is no older than they are, was deleted.
+    const listed = new Set(answer.jobs.map((job) => job.job_id));
+    const oldest = answer.next_page_token ? new Date(answer.jobs.at(-1).created_at) : 0;
+    for (const [id, { item, job }] of older ? [] : [...known]) {
+      if (listed.has(id) || new Date(job.created_at) < oldest) continue;
+      item.remove();
+      known.delete(id);
+    }
     if (!known.size) list.replaceChildren(nothing());
     else list.querySelector(".empty")?.remove();
   }

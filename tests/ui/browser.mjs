@@ -10,6 +10,8 @@ import { chromium } from "playwright-core";
 
 export const root = join(import.meta.dirname, "../..");
 const built = join(root, "target/debug");
+/** What a person would not wait for, but a machine that has much else to do may need. */
+const PATIENCE = 180_000;
 
 /** Starts a program that writes the address it listens on to a file; `arguments_` gets a folder and that file. Gives its address and how to end it. */
 export async function start(program, arguments_) {
@@ -38,12 +40,13 @@ export const synthetic = (units) => start("examples/synthetic", (_, port) => ["1
 
 export function browser() {
   const flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync";
-  return chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: flags.split(" ") });
+  return chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: flags.split(" "), timeout: PATIENCE });
 }
 
 /** A page of a size, light or dark. `quiet` holds that nothing was said on its console and nothing asked of another host. */
 export async function open(browser, url, width, colorScheme = "light") {
   const context = await browser.newContext({ viewport: { width, height: width < 800 ? 860 : 1000 }, colorScheme, baseURL: url });
+  context.setDefaultTimeout(PATIENCE);
   const page = await context.newPage();
   const complaints = [];
   page.on("console", (message) => ["error", "warning"].includes(message.type()) && complaints.push(`${page.url()}: ${message.text()}`));
@@ -54,6 +57,24 @@ export async function open(browser, url, width, colorScheme = "light") {
   });
   page.quiet = () => assert.deepEqual(complaints, []);
   return page;
+}
+
+/** How much slower than slow cores this machine is just now, at least 1: a piece of a page's work, against the time that it took there. */
+export async function slowness(page) {
+  const took = await page.evaluate(() => {
+    const work = () => {
+      const since = performance.now();
+      for (let i = 0; i < 100; i++) {
+        const list = document.createElement("ul");
+        for (let j = 0; j < 50; j++) list.append(Object.assign(document.createElement("li"), { textContent: `unit ${i} ${j}` }));
+        document.body.replaceChildren(list);
+        list.offsetHeight;
+      }
+      return performance.now() - since;
+    };
+    return Math.min(...Array.from({ length: 6 }, work));
+  });
+  return Math.max(1, took / 100);
 }
 
 /** Holds that axe finds nothing serious, and that nothing sticks out of the window. */

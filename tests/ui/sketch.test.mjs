@@ -8,7 +8,7 @@ import { accessible, browser, open, picturesLoad, root, start } from "./browser.
 /** With it the pictures of the documentation are made anew. */
 const SCREENSHOTS = process.env.SCREENSHOTS === "1";
 /** How long the job may take; with pictures worth showing it takes minutes of a core. */
-const PATIENCE = SCREENSHOTS ? 3_000_000 : 500_000;
+const PATIENCE = SCREENSHOTS ? 3_000_000 : 1_500_000;
 const sketch = join(root, "models/sketch");
 let chromium, mesh;
 before(async () => {
@@ -21,6 +21,7 @@ after(() => Promise.all([chromium?.close(), mesh?.stop()]));
 async function report(html) {
   const context = await chromium.newContext({ offline: true, viewport: { width: 1600, height: 1000 } });
   const page = await context.newPage();
+  page.setDefaultTimeout(180_000);
   await page.setContent(html.toString());
   await page.waitForFunction(() => [...document.images].filter((image) => image.complete && image.naturalWidth > 0).length > 10);
   await shot(page, "report", 1010);
@@ -58,7 +59,7 @@ async function shot(page, name, height = 780) {
   assert(statSync(path).size < 300_000, `${path} has ${statSync(path).size} bytes`);
 }
 
-test("from a network to its labels, their evidence and a concept of one's own", { timeout: PATIENCE + 100_000 }, async () => {
+test("from a network to its labels, their evidence and a concept of one's own", { timeout: 2 * PATIENCE }, async () => {
   const page = await open(chromium, mesh.url, 1600);
   await page.goto("/");
   await page.getByRole("link", { name: "Start the first" }).click();
@@ -74,7 +75,7 @@ test("from a network to its labels, their evidence and a concept of one's own", 
     for (const [name, value] of [["images_per_concept", "3"], ["num_inference_steps", "3"], ["candidates", "2"]]) await page.getByLabel(name, { exact: true }).fill(value);
   }
   await page.getByRole("button", { name: "Start" }).click();
-  await page.locator("h1", { hasText: "planted.onnx" }).waitFor({ timeout: 60_000 });
+  await page.locator("h1", { hasText: "planted.onnx" }).waitFor();
   await page.locator(".badge.done").first().waitFor({ timeout: PATIENCE });
   await picturesLoad(page, ".unit img");
   await accessible(page);
@@ -104,7 +105,7 @@ test("from a network to its labels, their evidence and a concept of one's own", 
   await page.getByLabel("Try a concept of your own").fill("photograph of the sea");
   await page.getByRole("button", { name: "Let it compete" }).click();
   const told = page.locator(".own-concept [role=status]");
-  await told.filter({ hasText: "photograph of the sea” " }).waitFor({ timeout: 120_000 });
+  await told.filter({ hasText: "photograph of the sea” " }).waitFor({ timeout: PATIENCE });
   assert.match(await told.textContent(), /comes|wins/);
   await page.locator(".own h3", { hasText: "photograph of the sea" }).waitFor();
 
@@ -134,7 +135,7 @@ test("from a network to its labels, their evidence and a concept of one's own", 
   phone.quiet();
 });
 
-test("people rate three units in a study, and it says what they think", { timeout: 300_000 }, async () => {
+test("people rate three units in a study, and it says what they think", { timeout: PATIENCE }, async () => {
   const page = await open(chromium, mesh.url, 1600);
   const job = (await (await page.request.get("/v1/jobs")).json()).jobs.find(({ target_name }) => target_name === "planted.onnx").job_id;
   const labels = (await (await page.request.get(`/v1/jobs/${job}/export?format=cosy`)).text()).trim().split("\n").slice(1);
