@@ -130,7 +130,7 @@ import sys, dnd, pandas
 endpoint, target, pictures, table = sys.argv[1:]
 with dnd.Client(endpoint) as client:
     told = client.dissect(target, {"colour": [0, 3, 5]}, pictures).to_dataframe()
-pandas.testing.assert_frame_equal(told.fillna(""), pandas.read_csv(table).fillna(""), check_dtype=False)
+pandas.testing.assert_frame_equal(told.astype(object).fillna(""), pandas.read_csv(table).astype(object).fillna(""))
 END
   echo "ok: a table in Python"
   stop_mesh

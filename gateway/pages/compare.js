@@ -34,12 +34,13 @@ export async function show(root, _, signal) {
   const body = h("tbody", {});
   const more = h("button", { click: () => draw(body.children.length + SHOWN) }, "More");
   function draw(upTo = SHOWN) {
-    const rows = only.checked ? both.filter(([one, other]) => one.label !== other.label) : both;
-    body.replaceChildren(...rows.slice(0, upTo).map(row));
+    const rows = only.checked ? both.filter(([one, other]) => one.label !== other.label && hasEnded(one) && hasEnded(other)) : both;
+    const none = h("tr", {}, h("td", { colspan: 4, class: "soft" }, "They say the same of every unit that has ended in both."));
+    body.replaceChildren(...(rows.length ? rows.slice(0, upTo).map(row) : [none]));
     more.hidden = rows.length <= upTo;
   }
   const side = (id, unit) =>
-    h("td", {}, h("a", { href: paths.unit(id, unit.layer, unit.unit) }, unit.label || unit.state.replace("UNIT_STATE_", "").toLowerCase()), h("span", { class: "soft number" }, ` ${score(unit.score)}`));
+    h("td", {}, h("a", { href: paths.unit(id, unit.layer, unit.unit) }, unit.label || (hasEnded(unit) ? unit.state.replace("UNIT_STATE_", "").toLowerCase() : "not ended")), h("span", { class: "soft number" }, ` ${score(unit.score)}`));
   const row = ([one, other]) =>
     h("tr", {}, h("th", { scope: "row", class: "mono" }, `${one.layer} · ${one.unit}`), h("td", { class: "strip small" }, ...one.images.slice(0, 3).map((digest) => picture(digest, "", { loading: "lazy" }))), side(ids.a, one), side(ids.b, other));
   root.append(h("label", { class: "leaf" }, only, "Only where they differ"),
@@ -47,6 +48,7 @@ export async function show(root, _, signal) {
   draw();
 }
 
+const hasEnded = (unit) => unit.state && unit.state !== "UNIT_STATE_UNSPECIFIED";
 const key = (unit) => `${unit.layer}/${unit.unit}`;
 
 async function read(id, signal) {

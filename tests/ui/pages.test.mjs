@@ -119,6 +119,25 @@ test("units are searched, filtered, sorted and walked with the keyboard", async 
   await page.context().close();
 });
 
+test("two jobs are compared, and what has not ended in one is no difference", async () => {
+  const page = await open(chromium, gateway.url, 1600);
+  await page.goto("/compare?a=synthetic&b=synthetic");
+  await page.getByText("They say the same of every unit that has ended in both.").waitFor();
+  await page.getByLabel("Only where they differ").uncheck();
+  assert.equal(await page.locator("tbody tr").count(), 100);
+  const request = { target: { uri: "file:///nets/halfway.onnx" }, layers: [{ layer: "conv1", units: [...Array(64).keys()] }] };
+  const { job } = await (await page.request.post("/v1/jobs", { data: { request } })).json();
+  await page.goto(`/compare?a=synthetic&b=${job.job_id}`);
+  await page.getByText("64 units in both").waitFor();
+  await page.getByLabel("Only where they differ").uncheck();
+  assert.match(await page.locator("tbody tr").last().textContent(), /not ended/);
+  await page.getByLabel("Only where they differ").check();
+  assert.equal(await page.getByText("not ended").count(), 0);
+  await page.request.delete(`/v1/jobs/${job.job_id}`);
+  page.quiet();
+  await page.context().close();
+});
+
 test("the threshold's slider changes what is laid over, and Otsu's is one press away", async () => {
   const page = await open(chromium, gateway.url, 1600);
   await page.goto("/jobs/synthetic/units/layer4.2/3");
