@@ -25,7 +25,7 @@ use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::error;
 
-use crate::{Fault, deadline};
+use crate::{Fault, deadline, telemetry::Trace};
 
 /// Calls that one server answers at a time.
 const MOST_CALLS: usize = 1024;
@@ -41,6 +41,7 @@ pub(crate) struct Call {
     pub(crate) id: u64,
     pub(crate) life: Arc<Life>,
     pub(crate) deadline: Option<Instant>,
+    pub(crate) trace: Option<Trace>,
     /// Whether a queue has taken anything of it.
     pub(crate) admitted: AtomicBool,
     refusal: OnceLock<Fault>,
@@ -54,7 +55,8 @@ pub(crate) fn current() -> Option<Arc<Call>> {
 impl Call {
     fn new(life: Arc<Life>, deadline: Option<Instant>) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        Arc::new(Self { id: NEXT.fetch_add(1, Ordering::Relaxed), life, deadline, admitted: AtomicBool::new(false), refusal: OnceLock::new() })
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Self { id, life, deadline, trace: Trace::current(), admitted: AtomicBool::new(false), refusal: OnceLock::new() })
     }
 
     /// Ends the whole call with a fault, whatever comes of its items.

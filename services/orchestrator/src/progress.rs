@@ -6,9 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dnd_mesh::metrics::{RESULTS, STAGE_SECONDS};
+use dnd_mesh::{
+    metrics::{RESULTS, STAGE_SECONDS},
+    telemetry::Trace,
+};
 use dnd_proto::v1::{Stage, Usage};
-use metrics::{counter, histogram};
 
 /// A tally of every stage, that calls add to.
 #[derive(Debug, Default)]
@@ -37,7 +39,7 @@ impl Progress {
         tally.calls += made;
         tally.reused += reused;
         for (origin, count) in [("made", made), ("reused", reused)] {
-            counter!(RESULTS.name, "stage" => name(stage), "origin" => origin).increment(count);
+            RESULTS.of([&name(stage), origin]).inc_by(count);
         }
     }
 
@@ -59,7 +61,7 @@ impl Progress {
 
 /// Measures how long a unit, or a pass, took through a stage.
 pub(crate) fn through(stage: Stage, since: Instant) {
-    histogram!(STAGE_SECONDS.name, "stage" => name(stage)).record(since.elapsed());
+    STAGE_SECONDS.of([&name(stage)]).observe(since.elapsed().as_secs_f64(), Trace::current());
 }
 
 /// A stage as its users know it, such as `caption`.
