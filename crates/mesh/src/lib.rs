@@ -13,7 +13,7 @@ pub mod auth;
 pub mod balance;
 pub mod batch;
 pub mod blobs;
-mod call;
+pub mod call;
 pub mod channel;
 pub mod config;
 pub mod deadline;

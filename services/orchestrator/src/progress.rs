@@ -7,7 +7,7 @@ use std::{
 };
 
 use dnd_mesh::metrics::{RESULTS, STAGE_SECONDS};
-use dnd_proto::v1::{Stage, Usage};
+use dnd_proto::v1::{Stage, StageProgress, Usage};
 use metrics::{counter, histogram};
 
 /// A tally of every stage, that calls add to.
@@ -62,7 +62,12 @@ pub(crate) fn through(stage: Stage, since: Instant) {
     histogram!(STAGE_SECONDS.name, "stage" => name(stage)).record(since.elapsed());
 }
 
+/// How far something is through a stage, such as `caption 3/8`.
+pub(crate) fn told(progress: &StageProgress) -> String {
+    format!("{} {}/{}", name(progress.stage()), progress.done, progress.total)
+}
+
 /// A stage as its users know it, such as `caption`.
-fn name(stage: Stage) -> String {
+pub(crate) fn name(stage: Stage) -> String {
     stage.as_str_name().trim_start_matches("STAGE_").to_lowercase()
 }
