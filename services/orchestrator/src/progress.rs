@@ -10,7 +10,7 @@ use dnd_mesh::{
     metrics::{RESULTS, STAGE_SECONDS},
     telemetry::Trace,
 };
-use dnd_proto::v1::{Stage, Usage};
+use dnd_proto::v1::{Stage, StageProgress, Usage};
 
 /// A tally of every stage, that calls add to.
 #[derive(Debug, Default)]
@@ -64,7 +64,12 @@ pub(crate) fn through(stage: Stage, since: Instant) {
     STAGE_SECONDS.of([&name(stage)]).observe(since.elapsed().as_secs_f64(), Trace::current());
 }
 
+/// How far something is through a stage, such as `caption 3/8`.
+pub(crate) fn told(progress: &StageProgress) -> String {
+    format!("{} {}/{}", name(progress.stage()), progress.done, progress.total)
+}
+
 /// A stage as its users know it, such as `caption`.
-fn name(stage: Stage) -> String {
+pub(crate) fn name(stage: Stage) -> String {
     stage.as_str_name().trim_start_matches("STAGE_").to_lowercase()
 }
