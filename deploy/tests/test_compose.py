@@ -88,3 +88,16 @@ def test_the_collector_takes_what_the_programs_send_and_sends_it_to_the_viewer()
     assert collector["exporters"]["otlp"]["endpoint"].split(":")[0] in SERVICES
     pipeline = collector["service"]["pipelines"]["traces"]
     assert set(pipeline["processors"]) == collector["processors"].keys()
+
+
+def test_an_exemplar_leads_to_a_trace_that_is_kept():
+    assert "--enable-feature=exemplar-storage" in SERVICES["prometheus"]["command"]
+    sources = {source["uid"]: source for source in yaml.safe_load((DEPLOY / "telemetry/grafana/datasources.yaml").read_text())["datasources"]}
+    [leads] = sources["prometheus"]["jsonData"]["exemplarTraceIdDestinations"]
+    assert sources[leads["datasourceUid"]]["type"] == "jaeger"
+    assert f'"{leads["name"]}"' in (ROOT / "crates/mesh/src/telemetry.rs").read_text(), "the label that the programs write"
+    # Whether a trace is taken is decided where it begins: one that was thrown away later would have left its id.
+    for service in PROGRAMS.values():
+        assert service["environment"]["OTEL_TRACES_SAMPLER"].startswith("parentbased_")
+    collector = yaml.safe_load((DEPLOY / "telemetry/collector.yaml").read_text())
+    assert not [name for name in collector["processors"] if "sampl" in name]

@@ -80,6 +80,11 @@ def test_alerts_that_are_described_are_there():
     assert sorted(described) == sorted(rule["alert"] for rule in RULES)
 
 
+def test_panels_of_buckets_show_their_exemplars():
+    targets = [target for dashboard in DASHBOARDS for panel in dashboard["panels"] for target in panel["targets"]]
+    assert {target.get("exemplar", False) == ("_bucket" in target["expr"]) for target in targets} == {True}
+
+
 def test_panels_do_not_overlap_and_have_names_of_their_own():
     for dashboard in DASHBOARDS:
         places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in dashboard["panels"]]

@@ -23,7 +23,7 @@ use axum::{
     routing::{get, post, put},
 };
 use clap::Args;
-use dnd_mesh::{MAX_MESSAGE_BYTES, args::TlsArgs, balance::Balanced};
+use dnd_mesh::{MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, args::TlsArgs, balance::Balanced};
 use dnd_proto::v1::{
     dissect_service_client::DissectServiceClient, picture_service_client::PictureServiceClient, study_service_client::StudyServiceClient,
     upload_service_client::UploadServiceClient,
@@ -34,7 +34,7 @@ use tower_http::{catch_panic::CatchPanicLayer, trace::TraceLayer};
 pub use serve::{ServeError, serve};
 
 /// Bytes of a JSON body at most. A list of a million pictures fits.
-const MAX_JSON_BYTES: usize = MAX_MESSAGE_BYTES;
+const MAX_JSON_BYTES: usize = MAX_REQUEST_BYTES;
 
 /// MiB of one uploaded file at most, unless it is said.
 pub const MAX_UPLOAD_MIB: u64 = 8192;

@@ -4,7 +4,7 @@
 use std::{fs, path::Path};
 
 use dnd_testing::{pictures, sketch, write_pictures};
-use dnd_tests::{Service, dnd, get_bytes};
+use dnd_tests::{Service, dnd, get_as};
 
 const FORMATS: [&str; 6] = ["csv", "parquet", "jsonl", "cosy", "neuronpedia", "html"];
 
@@ -33,12 +33,12 @@ fn a_job_is_exported_by_the_command_line_as_by_the_gateway_in_every_format() {
     for format in FORMATS {
         done(folder, &[&["jobs", "export", id, "--format", format, "--out", format][..], &at].concat());
         let written = fs::read(folder.join(format)).unwrap();
-        let (status, sent) = get_bytes(&gateway, &format!("/v1/jobs/{id}/export?format={format}"));
+        let (status, _, sent) = get_as(&gateway, &format!("/v1/jobs/{id}/export?format={format}"), "*/*");
         assert_eq!(status, 200, "{format}");
         assert!(written.len() > 60 && written == sent, "{format}: {} and {} bytes", written.len(), sent.len());
     }
     let of_a_layer = done(folder, &[&["jobs", "export", id, "--format", "csv", "--layer", "mixture"][..], &at].concat());
-    assert_eq!(of_a_layer.as_bytes(), get_bytes(&gateway, &format!("/v1/jobs/{id}/export?format=csv&layer=mixture")).1, "to standard output");
+    assert_eq!(of_a_layer.as_bytes(), get_as(&gateway, &format!("/v1/jobs/{id}/export?format=csv&layer=mixture"), "*/*").2, "to standard output");
     assert!(of_a_layer.lines().count() == 3 && of_a_layer.lines().skip(1).all(|row| row.starts_with("mixture,")), "{of_a_layer}");
 
     done(folder, &[&["jobs", "export", id, "--out", "all"][..], &at].concat());

@@ -1,17 +1,21 @@
-//! What a collector of traces gets to see: a unit is one tree, whichever services it visits.
+//! What a collector of traces gets to see: a unit is one tree, whichever services it visits. And what is measured leads to the traces.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod collector;
 
 use std::{
     collections::{BTreeSet, HashMap},
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
 
+use dnd_proto::v1::{EmbedTextsRequest, embedding_service_client::EmbeddingServiceClient};
 use dnd_testing::{pictures, sketch, write_pictures};
-use dnd_tests::{Mesh, dnd};
+use dnd_tests::{Mesh, Service, dnd, get, get_as};
 use opentelemetry_proto::tonic::trace::v1::Span;
+use tokio::runtime::Handle;
+use tonic::Request;
 
 use collector::Collector;
 
@@ -32,20 +36,108 @@ fn tree<'s>(spans: &'s [(String, Span)], unit: &Span) -> Vec<(&'s str, &'s str)>
     of.into_iter().filter(|(service, _)| service != "dnd-orchestrator").map(|(service, span)| (service.as_str(), span.name.as_str())).collect()
 }
 
+/// What an admin port says in OpenMetrics, by the rules of its text: families by their names, one after the other, each with the samples of its type, and
+/// exemplars on buckets alone. Gives these: the bucket's series and the trace.
+fn exemplars(admin: &str) -> Vec<(String, String)> {
+    let (code, head, text) = get_as(admin, "/metrics", "application/openmetrics-text; version=1.0.0, text/plain; version=0.0.4; q=0.5");
+    assert_eq!((code, head.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n")), (200, true), "{head}");
+    let text = String::from_utf8(text).unwrap();
+    let lines: Vec<&str> = text.strip_suffix("# EOF\n").expect("it is said where it ends").lines().collect();
+    let (mut families, mut exemplars) = (Vec::new(), Vec::new());
+    for line in lines {
+        if let Some(family) = line.strip_prefix("# TYPE ") {
+            let family = family.split_once(' ').unwrap();
+            assert!(families.iter().all(|(name, _)| *name != family.0), "{line}: twice");
+            families.push(family);
+            continue;
+        } else if line.starts_with("# HELP ") {
+            continue;
+        }
+        let (name, kind) = *families.last().unwrap();
+        let (sample, exemplar) = line.split_once(" # ").map_or((line, None), |(sample, exemplar)| (sample, Some(exemplar)));
+        let (series, value) = sample.rsplit_once(' ').unwrap();
+        let ending = series.split('{').next().unwrap().strip_prefix(name).unwrap_or_else(|| panic!("{line}: not of {name}"));
+        let endings: &[&str] = match kind {
+            "counter" => &["_total"],
+            "gauge" => &[""],
+            "histogram" => &["_bucket", "_sum", "_count"],
+            other => panic!("{other}"),
+        };
+        assert!(endings.contains(&ending) && value.parse::<f64>().is_ok(), "{line}");
+        let Some(exemplar) = exemplar else { continue };
+        let (trace, rest) = exemplar.strip_prefix("{trace_id=\"").and_then(|rest| rest.split_once("\"} ")).unwrap_or_else(|| panic!("{line}"));
+        let (value, at) = rest.split_once(' ').unwrap();
+        let bound: f64 = series.split_once("le=\"").unwrap().1.split('"').next().unwrap().parse().unwrap();
+        assert!(ending == "_bucket" && value.parse::<f64>().unwrap() <= bound && at.parse::<f64>().unwrap() > 1e9, "{line}");
+        exemplars.push((series.to_owned(), trace.to_owned()));
+    }
+    exemplars
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn buckets_lead_to_the_traces_that_are_taken_and_to_no_others() {
+    const METHOD: &str = "service=\"dnd.v1.EmbeddingService\",method=\"EmbedTexts\"";
+    let embed = async |url: String, traceparent: &str| {
+        let mut request = Request::new(futures::stream::iter([EmbedTextsRequest { item_id: 1, text: "a red ball".to_owned() }]));
+        request.metadata_mut().insert("traceparent", traceparent.parse().unwrap());
+        let mut answers = EmbeddingServiceClient::connect(url).await.unwrap().embed_texts(request).await.unwrap().into_inner();
+        while answers.message().await.unwrap().is_some() {}
+    };
+    let spans = Collector::of(move |_, url| {
+        let mut service = Service::start("dnd-clip", &["--model", sketch("clip").to_str().unwrap(), "--admin", "127.0.0.1:0", "--otlp", url]);
+        let since = Instant::now();
+        let wait = |until: &dyn Fn() -> bool| {
+            while !until() {
+                assert!(since.elapsed() < Duration::from_secs(60), "{}", service.log());
+                thread::sleep(Duration::from_millis(20));
+            }
+        };
+        let counted = |count: u32| get(&service.admin(), "/metrics").1.contains(&format!("dnd_call_duration_seconds_count{{{METHOD}}} {count}\n"));
+        wait(&|| get(&service.admin(), "/readyz").0 == 200);
+
+        Handle::current().block_on(embed(service.url(), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"));
+        wait(&|| counted(1));
+        assert_eq!(exemplars(&service.admin()), [], "its caller did not take that trace");
+
+        Handle::current().block_on(embed(service.url(), "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
+        wait(&|| counted(2));
+        let found = exemplars(&service.admin());
+        assert!(found.iter().all(|(_, trace)| trace == "4bf92f3577b34da6a3ce929d0e0e4736"), "{found:?}");
+        for of in ["dnd_call_duration_seconds", "dnd_queue_wait_seconds", "dnd_batch_duration_seconds", "dnd_batch_size_items"] {
+            assert_eq!(found.iter().filter(|(series, _)| series.starts_with(of)).count(), 1, "one value of {of}: {found:?}");
+        }
+        assert!(
+            found.iter().any(|(series, _)| series.contains(METHOD)) && found.iter().any(|(series, _)| series.contains("model=\"clip-texts\"")),
+            "{found:?}"
+        );
+        assert!(!get(&service.admin(), "/metrics").1.contains("trace_id"), "the plain text has none");
+        assert_eq!(service.terminate(), Some(0));
+    })
+    .await;
+    let traces: BTreeSet<String> = spans.iter().map(|(_, span)| hex(&span.trace_id)).collect();
+    assert_eq!(traces, BTreeSet::from(["4bf92f3577b34da6a3ce929d0e0e4736".to_owned()]), "where an exemplar leads, there is a trace");
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 const ALL: [&str; 6] = ["dnd-activation", "dnd-captioner", "dnd-clip", "dnd-diffusion", "dnd-orchestrator", "dnd-summarizer"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_unit_is_one_tree_over_all_services() {
-    let spans = Collector::of(|_, url| {
+    let (say, said) = mpsc::channel();
+    let spans = Collector::of(move |_, url| {
         let folder = tempfile::tempdir().unwrap();
         let (network, pictures) = (sketch("targets/planted/planted.onnx"), sketch("probing.tar"));
-        let mut mesh = Mesh::start_with(&sketch(""), &["--otlp", url]);
+        let mut mesh = Mesh::start_with(&sketch(""), &["--otlp", url, "--admin", "127.0.0.1:0"]);
         let endpoint = mesh.orchestrator.url();
         let job =
             ["dissect", "--layer", "colour", "--units", "0,1", "--num-inference-steps", "2", "--images-per-concept", "2", "--candidates", "1", "--out", "out"];
         let inputs = ["--target", network.to_str().unwrap(), "--images", pictures.to_str().unwrap(), "--endpoint", &endpoint];
         let ran = dnd(folder.path(), &[&job[..], &inputs].concat());
         assert_eq!(ran.code, 0, "{}", ran.err);
+        say.send(exemplars(&mesh.orchestrator.admin())).unwrap();
         // Each sends its last spans before it ends.
         assert_eq!(mesh.orchestrator.terminate(), Some(0));
         for service in &mut mesh.models {
@@ -56,6 +148,13 @@ async fn a_unit_is_one_tree_over_all_services() {
     let units: Vec<&Span> = spans.iter().map(|(_, span)| span).filter(|span| span.name == "unit").collect();
     assert_eq!(units.len(), 2);
     assert_ne!(units[0].trace_id, units[1].trace_id);
+    // The stages of units are measured, and lead to them.
+    let traces: Vec<String> = units.iter().map(|unit| hex(&unit.trace_id)).collect();
+    let of_stages: Vec<(String, String)> = said.recv().unwrap().into_iter().filter(|(series, _)| series.starts_with("dnd_stage_duration_seconds")).collect();
+    assert!(of_stages.iter().all(|(_, trace)| traces.contains(trace)), "{of_stages:?}");
+    for stage in ["crop", "caption", "summarize", "generate", "score"] {
+        assert!(of_stages.iter().any(|(series, _)| series.contains(&format!("stage=\"{stage}\""))), "{stage}: {of_stages:?}");
+    }
     for unit in units {
         // Units share what is drawn of a concept and said of a caption, so the calls of the models may all be in the trace of the one that was first.
         let calls = tree(&spans, unit);

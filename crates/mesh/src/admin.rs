@@ -1,18 +1,13 @@
 //! The admin port: liveness, readiness, metrics and gRPC health over plain HTTP, and nothing else.
 
-use std::{future::pending, io, net::SocketAddr, path::Path, time::Duration};
+use std::{future::pending, net::SocketAddr, path::Path};
 
 use axum::{
     Router,
-    http::{StatusCode, header::CONTENT_TYPE},
+    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
     routing::get,
 };
-use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::{
-    net::TcpListener,
-    sync::watch,
-    time::{MissedTickBehavior, interval},
-};
+use tokio::{net::TcpListener, sync::watch};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{service::Routes, transport::Server};
 use tonic_health::pb::health_server::{Health, HealthServer};
@@ -21,17 +16,13 @@ use tracing::info;
 pub use crate::call::State;
 use crate::{metrics, server::ServeError};
 
-/// What was measured is put together so often, whether or not anybody asks for it.
-const UPKEEP: Duration = Duration::from_secs(5);
-
 /// An admin port that is open.
 pub struct Admin {
     listener: TcpListener,
-    metrics: PrometheusHandle,
 }
 
 impl Admin {
-    /// Opens the port, and starts to measure.
+    /// Opens the port.
     ///
     /// # Errors
     ///
@@ -44,7 +35,8 @@ impl Admin {
             std::fs::write(file.with_added_extension("admin"), bound.to_string())?;
         }
         info!(address = %bound, "the admin port is open");
-        Ok(Self { listener, metrics: metrics::record().map_err(io::Error::other)? })
+        metrics::begin();
+        Ok(Self { listener })
     }
 
     /// As [`Self::serve`], for a program that has no model.
@@ -59,27 +51,14 @@ impl Admin {
 
     /// Serves as long as the process lives.
     pub(crate) async fn serve(self, state: watch::Receiver<State>, health: HealthServer<impl Health>) -> Result<(), ServeError> {
-        let Self { listener, metrics } = self;
-        let routes = Routes::from(router(state, health, metrics.clone()));
-        let upkeep = async {
-            let mut ticks = interval(UPKEEP);
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            loop {
-                ticks.tick().await;
-                metrics.run_upkeep();
-            }
-        };
-        let served = Server::builder().accept_http1(true).add_routes(routes).serve_with_incoming(TcpListenerStream::new(listener));
-        tokio::select! {
-            served = served => served?,
-            () = upkeep => {}
-        }
+        let routes = Routes::from(router(state, health));
+        Server::builder().accept_http1(true).add_routes(routes).serve_with_incoming(TcpListenerStream::new(self.listener)).await?;
         pending().await
     }
 }
 
 /// Liveness is that of the process: a restart mends no model that is loading, and no peer that is away.
-fn router(state: watch::Receiver<State>, health: HealthServer<impl Health>, metrics: PrometheusHandle) -> Router {
+fn router(state: watch::Receiver<State>, health: HealthServer<impl Health>) -> Router {
     let ready = move || {
         let (code, text) = match &*state.borrow() {
             State::Serving => (StatusCode::OK, "serving\n".to_owned()),
@@ -89,9 +68,9 @@ fn router(state: watch::Receiver<State>, health: HealthServer<impl Health>, metr
         };
         async move { (code, text) }
     };
-    let measured = move || {
-        let text = metrics.render();
-        async move { ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text) }
+    let measured = async |asked: HeaderMap| {
+        // Written to memory, which takes it.
+        metrics::exposed(&asked).map(|(kind, text)| ([(CONTENT_TYPE, kind)], text)).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
     };
     Router::new()
         .route("/livez", get(async || "alive\n"))

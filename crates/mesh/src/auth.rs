@@ -104,7 +104,7 @@ fn scope_of(method: &str) -> Scope {
 
 /// Counts a refusal.
 pub(crate) fn refused(reason: &str) {
-    metrics::counter!(REFUSED.name, "reason" => reason.to_owned()).increment(1);
+    REFUSED.of([reason]).inc();
 }
 
 /// The tokens of a file, of which only the digests are known.

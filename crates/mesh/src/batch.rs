@@ -19,7 +19,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use tokio::{runtime::Handle, sync::oneshot};
 use tonic::Code;
 use tracing::error;
@@ -27,7 +26,11 @@ use tracing::error;
 use crate::{
     Fault,
     call::{self, Call, shutting_down},
-    metrics::{BATCH_ITEMS, BATCH_SECONDS, BATCH_STOPPED, ENGINE_FAILURES, QUEUE_DROPPED, QUEUE_REFUSED, QUEUE_SECONDS, QUEUE_UNITS, SESSIONS, WORK},
+    metrics::{
+        BATCH_ITEMS, BATCH_SECONDS, BATCH_STOPPED, Counter, ENGINE_FAILURES, Gauge, Histogram, QUEUE_DROPPED, QUEUE_REFUSED, QUEUE_SECONDS, QUEUE_UNITS,
+        SESSIONS, WORK,
+    },
+    telemetry::Trace,
 };
 
 /// Batches in a row of which a model answered nothing, before it has to show that it can answer at all.
@@ -122,6 +125,13 @@ struct Waiting<W: Worker> {
     since: Instant,
 }
 
+impl<W: Worker> Waiting<W> {
+    /// That of its call, if it is taken.
+    fn trace(&self) -> Option<Trace> {
+        self.call.as_ref()?.trace
+    }
+}
+
 /// What waits of one call.
 struct Line<W: Worker> {
     call: u64,
@@ -173,7 +183,7 @@ impl<W: Worker> Shared<W> {
             let taken: usize = state.lines.iter().filter_map(|line| line.items.front()).map(|first| first.cost).sum();
             if taken > 0 && taken + cost > self.limits.queue {
                 let delay = Duration::from_secs_f64((state.pace * taken as f64).clamp(SOONEST.as_secs_f64(), LATEST.as_secs_f64()));
-                self.refused.increment(1);
+                self.refused.inc();
                 let message =
                     format!("the queue of the {} model is full: {taken} of {} units of work; come again in {delay:.1?}", self.name, self.limits.queue);
                 let fault = Fault::new(Code::ResourceExhausted, "QUEUE_FULL", message).retry_after(delay);
@@ -184,7 +194,7 @@ impl<W: Worker> Shared<W> {
         }
         let deadline = call.as_ref().and_then(|call| call.deadline).map(tokio::time::Instant::into_std);
         let waiting = Waiting { item, answer, caller: Caller { here: Arc::downgrade(here), deadline }, call, cost, since: Instant::now() };
-        self.depth.increment(cost as f64);
+        self.depth.inc_by(cost as f64);
         match state.lines.iter_mut().find(|line| line.call == id) {
             Some(line) => line.items.push_back(waiting),
             None => state.lines.push_back(Line { call: id, items: VecDeque::from([waiting]) }),
@@ -200,11 +210,11 @@ impl<W: Worker> Shared<W> {
             line.items.retain(|waiting| {
                 let left = waiting.caller.has_left();
                 if let Some(gone) = left {
-                    self.depth.decrement(waiting.cost as f64);
+                    self.depth.dec_by(waiting.cost as f64);
                     match gone {
-                        Gone::Left => self.left.increment(1),
-                        Gone::Overdue => self.overdue.increment(1),
-                    }
+                        Gone::Left => self.left.inc(),
+                        Gone::Overdue => self.overdue.inc(),
+                    };
                 }
                 left.is_none()
             });
@@ -242,8 +252,8 @@ impl<W: Worker> Shared<W> {
                 let (had, not): (Vec<_>, Vec<_>) = state.lines.drain(..).zip(served).partition(|(_, served)| *served);
                 state.lines = not.into_iter().chain(had).map(|(line, _)| line).filter(|line| !line.items.is_empty()).collect();
                 for waiting in &batch {
-                    self.depth.decrement(waiting.cost as f64);
-                    self.waited.record(waiting.since.elapsed());
+                    self.depth.dec_by(waiting.cost as f64);
+                    self.waited.observe(waiting.since.elapsed().as_secs_f64(), waiting.trace());
                 }
                 return batch;
             }
@@ -265,18 +275,17 @@ impl<W: Worker> Batcher<W> {
     /// Warms up each worker and starts a thread for it; `name` is what metrics, refusals and a debugger show. Blocking.
     pub fn start(name: &str, mut workers: Vec<W>, limits: Limits) -> Result<Self, Fault> {
         workers.iter_mut().try_for_each(Worker::warm_up)?;
-        let model = || name.to_owned();
         let shared = Arc::new(Shared {
             name: name.to_owned(),
             limits,
             state: Mutex::new(State { lines: VecDeque::new(), closed: false, pace: 0.0 }),
             changed: Condvar::new(),
             closing: Arc::default(),
-            depth: gauge!(QUEUE_UNITS.name, "model" => model()),
-            waited: histogram!(QUEUE_SECONDS.name, "model" => model()),
-            refused: counter!(QUEUE_REFUSED.name, "model" => model()),
-            left: counter!(QUEUE_DROPPED.name, "model" => model(), "reason" => "left"),
-            overdue: counter!(QUEUE_DROPPED.name, "model" => model(), "reason" => "deadline"),
+            depth: QUEUE_UNITS.of([name]),
+            waited: QUEUE_SECONDS.of([name]),
+            refused: QUEUE_REFUSED.of([name]),
+            left: QUEUE_DROPPED.of([name, "left"]),
+            overdue: QUEUE_DROPPED.of([name, "deadline"]),
         });
         let count = workers.len().max(1);
         let threads = workers.into_iter().map(|worker| {
@@ -333,11 +342,11 @@ struct Owner<W: Worker> {
 
 impl<W: Worker> Owner<W> {
     fn new(worker: W, shared: Arc<Shared<W>>, count: usize) -> Self {
-        let model = || shared.name.clone();
-        let (batch_items, batch_seconds) = (histogram!(BATCH_ITEMS.name, "model" => model()), histogram!(BATCH_SECONDS.name, "model" => model()));
-        let (sessions, work) = (gauge!(SESSIONS.name, "model" => model()), counter!(WORK.name, "model" => model()));
-        let (stopped, failed) = (counter!(BATCH_STOPPED.name, "model" => model()), counter!(ENGINE_FAILURES.name, "model" => model()));
-        sessions.increment(1.0);
+        let model = [shared.name.as_str()];
+        let (batch_items, batch_seconds) = (BATCH_ITEMS.of(model), BATCH_SECONDS.of(model));
+        let (sessions, work) = (SESSIONS.of(model), WORK.of(model));
+        let (stopped, failed) = (BATCH_STOPPED.of(model), ENGINE_FAILURES.of(model));
+        sessions.inc();
         Self { worker, shared, count, failures: 0, batch_items, batch_seconds, sessions, work, stopped, failed }
     }
 
@@ -360,24 +369,25 @@ impl<W: Worker> Owner<W> {
         let costs: Vec<usize> = batch.iter().map(|waiting| waiting.cost).collect();
         let units: usize = costs.iter().sum();
         let life = batch.iter().find_map(|waiting| waiting.call.as_ref()).map(|call| Arc::clone(&call.life));
+        let trace = batch.iter().find_map(Waiting::trace);
         let stop = Stop { closing: Arc::clone(&self.shared.closing), callers: batch.iter().map(|waiting| waiting.caller.clone()).collect() };
         let (items, answers): (Vec<_>, Vec<_>) = batch.into_iter().map(|waiting| (waiting.item, waiting.answer)).unzip();
         let since = Instant::now();
         let results = catch_unwind(AssertUnwindSafe(|| self.worker.run(items, &stop)))
             .unwrap_or_else(|_| vec_of(count, || Err(Fault::internal("the model's thread panicked on this batch; the service's log has the details"))));
         let took = since.elapsed();
-        self.batch_items.record(count as f64);
-        self.batch_seconds.record(took);
+        self.batch_items.observe(count as f64, trace);
+        self.batch_seconds.observe(took.as_secs_f64(), trace);
         let failed = !results.is_empty() && results.iter().all(|result| matches!(result, Err(fault) if fault.code() == Code::Internal));
         if results.iter().any(|result| matches!(result, Err(fault) if fault.reason() == CALLER_GONE)) {
-            self.stopped.increment(1);
+            self.stopped.inc();
         } else {
             let pace = took.as_secs_f64() / (units * self.count) as f64;
             let mut state = self.shared.lock();
             state.pace = if state.pace > 0.0 { 0.8 * state.pace + 0.2 * pace } else { pace };
         }
         let done: usize = costs.iter().zip(&results).filter(|(_, result)| result.is_ok()).map(|(cost, _)| *cost).sum();
-        self.work.increment(done as u64);
+        self.work.inc_by(done as u64);
         let mut results = results.into_iter();
         for answer in answers {
             let result = results.next().unwrap_or_else(|| Err(Fault::internal("the model gave fewer results than it was asked for")));
@@ -385,7 +395,7 @@ impl<W: Worker> Owner<W> {
         }
         self.failures = if failed { self.failures + 1 } else { 0 };
         if failed {
-            self.failed.increment(1);
+            self.failed.inc();
         }
         if self.failures >= FAILURES {
             // The inputs may have been to blame.
@@ -405,7 +415,7 @@ impl<W: Worker> Owner<W> {
 
 impl<W: Worker> Drop for Owner<W> {
     fn drop(&mut self) {
-        self.sessions.decrement(1.0);
+        self.sessions.dec();
     }
 }
 

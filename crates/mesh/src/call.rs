@@ -5,7 +5,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, Either};
 use http::{HeaderMap, Request, Response};
 use http_body::{Frame, SizeHint};
 use tokio::{
@@ -25,7 +25,7 @@ use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::error;
 
-use crate::{Fault, deadline};
+use crate::{Fault, deadline, telemetry::Trace};
 
 /// Calls that one server answers at a time.
 const MOST_CALLS: usize = 1024;
@@ -41,8 +41,11 @@ pub(crate) struct Call {
     pub(crate) id: u64,
     pub(crate) life: Arc<Life>,
     pub(crate) deadline: Option<Instant>,
+    pub(crate) trace: Option<Trace>,
     /// Whether a queue has taken anything of it.
     pub(crate) admitted: AtomicBool,
+    /// What is being done for it, if that was said.
+    doing: Mutex<String>,
     refusal: OnceLock<Fault>,
 }
 
@@ -51,10 +54,45 @@ pub(crate) fn current() -> Option<Arc<Call>> {
     CALL.try_with(Arc::clone).ok()
 }
 
+/// Work for the present call, wherever it is polled: the call's deadline holds for it, too.
+pub fn carried<F: Future>(work: F) -> impl Future<Output = F::Output> {
+    let work = deadline::under(deadline::current(), work);
+    match current() {
+        Some(call) => Either::Left(CALL.scope(call, work)),
+        None => Either::Right(work),
+    }
+}
+
+/// Says what is being done for the present call: one that is over time ends with it.
+pub fn doing(what: impl FnOnce() -> String) {
+    let _ = CALL.try_with(|call| call.deadline.map(|_| *call.doing() = what()));
+}
+
 impl Call {
     fn new(life: Arc<Life>, deadline: Option<Instant>) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        Arc::new(Self { id: NEXT.fetch_add(1, Ordering::Relaxed), life, deadline, admitted: AtomicBool::new(false), refusal: OnceLock::new() })
+        Arc::new(Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            life,
+            deadline,
+            trace: Trace::current(),
+            admitted: AtomicBool::new(false),
+            doing: Mutex::default(),
+            refusal: OnceLock::new(),
+        })
+    }
+
+    fn doing(&self) -> MutexGuard<'_, String> {
+        self.doing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it ends with when its caller does not wait for it any more.
+    fn late(&self, path: &str) -> Fault {
+        let doing = match self.doing().as_str() {
+            "" => String::new(),
+            doing => format!("; it was at {doing}"),
+        };
+        Fault::new(Code::DeadlineExceeded, "DEADLINE", format!("{path} had not ended at its caller's deadline{doing}"))
     }
 
     /// Ends the whole call with a fault, whatever comes of its items.
@@ -172,7 +210,7 @@ where
                 None => answered.await?,
                 Some(at) => match timeout_at(at, answered).await {
                     Ok(response) => response?,
-                    Err(_) => return Ok(Status::from(late(&path)).into_http()),
+                    Err(_) => return Ok(Status::from(call.late(&path)).into_http()),
                 },
             };
             with_reason(response.headers_mut());
@@ -194,11 +232,6 @@ fn with_reason(headers: &mut HeaderMap) {
     };
     // Its message is text and its details are bytes, which headers take.
     let _ = Status::from(fault).add_header(headers);
-}
-
-/// What a call ends with whose caller does not wait for it any more.
-fn late(path: &str) -> Fault {
-    Fault::new(Code::DeadlineExceeded, "DEADLINE", format!("{path} had not ended at its caller's deadline"))
 }
 
 /// The body of a response. What it is made of is dropped, and with it all work for it, as soon as nobody is to have it.
@@ -242,7 +275,7 @@ impl http_body::Body for Answer {
             }
             Ok(polled) => match this.call.refusal.get().cloned() {
                 Some(refusal) => refusal,
-                None if this.is_late(context) => late(&this.path),
+                None if this.is_late(context) => this.call.late(&this.path),
                 None if polled.is_pending() && this.is_stopped(context) => shutting_down(),
                 None => {
                     let polled = polled.map_ok(|mut frame| {

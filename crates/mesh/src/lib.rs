@@ -13,7 +13,7 @@ pub mod auth;
 pub mod balance;
 pub mod batch;
 pub mod blobs;
-mod call;
+pub mod call;
 pub mod channel;
 pub mod config;
 pub mod deadline;
@@ -36,6 +36,9 @@ pub use slot::Slot;
 
 /// Bytes of one message at most, both ways: an encoded picture and a little more. Beyond it a call ends with OUT_OF_RANGE.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+/// Bytes of one request that holds no picture at most: its messages, of which two bytes may be one, take many times that in memory.
+pub const MAX_REQUEST_BYTES: usize = 16 << 20;
 
 /// Bytes of one text of a request at most: a concept, a caption, a description.
 pub const MAX_TEXT_BYTES: usize = 16 << 10;

@@ -1,9 +1,10 @@
-//! What is measured, and under which names. Nothing is, unless there is an admin port to read it from.
+//! What is measured, and under which names: always, for Prometheus to read where there is an admin port.
 
 use std::{
+    array, fmt,
     pin::Pin,
     sync::{
-        Arc, OnceLock,
+        Arc, LazyLock,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
@@ -12,45 +13,113 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, header::ACCEPT};
 use http_body::{Frame, SizeHint};
-use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use prometheus_client::{
+    encoding::{EncodeMetric, MetricEncoder, prometheus_text, text},
+    metrics::{MetricType, TypedMetric, counter, exemplar::HistogramWithExemplars, family::Family, gauge},
+    registry::Registry,
+};
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
-use crate::program;
+use crate::{program, telemetry::Trace};
 
-/// What kind of number it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Only grows.
-    Counter,
-    /// Goes up and down.
-    Gauge,
-    /// How often values fell into each of some ranges.
-    Histogram,
+/// Only grows.
+pub type Counter = counter::Counter<u64>;
+
+/// Goes up and down.
+pub type Gauge = gauge::Gauge<f64, AtomicU64>;
+
+/// How often values fell into each of some ranges, and for each range the trace of a value that fell into it lately, as an example.
+#[derive(Debug, Clone)]
+pub struct Histogram(HistogramWithExemplars<Trace>);
+
+impl Histogram {
+    /// Counts a value, which is an example of the trace that it came about in, if it is of one.
+    pub fn observe(&self, value: f64, trace: Option<Trace>) {
+        self.0.observe(value, trace, trace.map(|_| SystemTime::now()));
+    }
 }
 
-/// Something that is measured.
-#[derive(Debug, Clone, Copy)]
-pub struct Metric {
+impl TypedMetric for Histogram {
+    const TYPE: MetricType = MetricType::Histogram;
+}
+
+impl EncodeMetric for Histogram {
+    fn encode(&self, encoder: MetricEncoder<'_>) -> fmt::Result {
+        self.0.encode(encoder)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Self::TYPE
+    }
+}
+
+/// A kind of number.
+trait Kind {
+    /// One that nothing was counted of yet.
+    fn new(metric: &str) -> Self;
+}
+
+impl Kind for Counter {
+    fn new(_: &str) -> Self {
+        Self::default()
+    }
+}
+
+impl Kind for Gauge {
+    fn new(_: &str) -> Self {
+        Self::default()
+    }
+}
+
+impl Kind for Histogram {
+    fn new(metric: &str) -> Self {
+        let bounds = if metric.ends_with("_items") { &ITEMS[..] } else { &SECONDS };
+        Self(HistogramWithExemplars::new(bounds.iter().copied()))
+    }
+}
+
+/// From a millisecond to an hour.
+const SECONDS: [f64; 14] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3600.0];
+const ITEMS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+
+/// Something that is measured: a number of kind `M` for all values of its `N` labels.
+#[derive(Debug)]
+pub struct Metric<M, const N: usize> {
     /// What Prometheus knows it by.
     pub name: &'static str,
-    /// What kind of number it is.
-    pub kind: Kind,
-    /// What it is told apart by.
-    pub labels: &'static [&'static str],
-    /// What it says.
-    pub help: &'static str,
+    labels: [&'static str; N],
+    numbers: LazyLock<Family<[(&'static str, String); N], M>>,
+}
+
+impl<M: Clone, const N: usize> Metric<M, N> {
+    /// The number that has these values of the labels, in the order of the table. Whoever needs it often keeps it.
+    pub fn of(&self, values: [&str; N]) -> M {
+        self.numbers.get_or_create_owned(&array::from_fn(|i| (self.labels[i], values[i].to_owned())))
+    }
 }
 
 macro_rules! metrics {
     ($($constant:ident = $name:literal, $kind:ident, [$($label:literal),*], $help:literal;)+) => {
-        $(#[doc = $help] pub const $constant: Metric = Metric { name: $name, kind: Kind::$kind, labels: &[$($label),*], help: $help };)+
+        $(#[doc = $help] pub static $constant: Metric<$kind, { <[&str]>::len(&[$($label),*]) }> = Metric {
+            name: $name,
+            labels: [$($label),*],
+            numbers: LazyLock::new(|| Family::<_, _, fn() -> _>::new_with_constructor(|| Kind::new($name))),
+        };)+
 
         /// All that is measured.
-        pub const ALL: &[Metric] = &[$($constant),+];
+        static REGISTRY: LazyLock<Registry> = LazyLock::new(|| {
+            let mut registry = Registry::default();
+            // It adds the ending of counters, and the full stop.
+            $(registry.register($name.trim_end_matches("_total"), $help.trim_end_matches('.'), LazyLock::force(&$constant.numbers).clone());)+
+            registry
+        });
+
+        /// The name, the kind, the labels and what it says of all that is measured.
+        #[cfg(test)]
+        const TABLE: &[(&str, &str, &[&str], &str)] = &[$(($name, stringify!($kind), &[$($label),*], $help)),+];
     };
 }
 
@@ -80,30 +149,28 @@ metrics! {
     TARGET_DEATHS = "dnd_target_deaths_total", Counter, ["reason"], "Processes of targets that were lost: killed or ended (died), by the limit of memory (memory), or of time (timeout).";
 }
 
-/// From a millisecond to an hour.
-const SECONDS: [f64; 14] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3600.0];
-const ITEMS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+/// Says which program it is, and that it begins.
+pub(crate) fn begin() {
+    BUILD.of([&program::name(), env!("CARGO_PKG_VERSION")]).set(1.0);
+    STARTED.of([]).set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
+}
 
-/// Starts to measure, if that has not begun.
-pub(crate) fn record() -> Result<PrometheusHandle, String> {
-    static RECORDER: OnceLock<Result<PrometheusHandle, String>> = OnceLock::new();
-    let install = || {
-        let handle = PrometheusBuilder::new()
-            .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
-            .set_buckets_for_metric(Matcher::Suffix("_items".to_owned()), &ITEMS)?
-            .install_recorder()?;
-        for Metric { name, kind, help, .. } in ALL {
-            match kind {
-                Kind::Counter => describe_counter!(*name, *help),
-                Kind::Gauge => describe_gauge!(*name, *help),
-                Kind::Histogram => describe_histogram!(*name, *help),
-            }
-        }
-        gauge!(BUILD.name, "program" => program::name(), "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-        gauge!(STARTED.name).set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
-        Ok(handle)
-    };
-    RECORDER.get_or_init(|| install().map_err(|error: metrics_exporter_prometheus::BuildError| error.to_string())).clone()
+/// All that was measured, and the type of the text: OpenMetrics 1.0, which has examples, for whoever asks for it, else Prometheus' own.
+pub(crate) fn exposed(asked: &HeaderMap) -> Result<(&'static str, String), fmt::Error> {
+    let mut said = String::new();
+    if asked.get_all(ACCEPT).iter().filter_map(|accept| accept.to_str().ok()).flat_map(|accept| accept.split(',')).any(is_openmetrics) {
+        text::encode(&mut said, &REGISTRY)?;
+        return Ok(("application/openmetrics-text; version=1.0.0; charset=utf-8", said));
+    }
+    prometheus_text::encode(&mut said, &REGISTRY)?;
+    Ok((prometheus_text::CONTENT_TYPE, said))
+}
+
+/// Whether a type that is asked for is OpenMetrics, in its version 1.0 or in none that is said.
+fn is_openmetrics(asked: &str) -> bool {
+    let mut parts = asked.split(';').map(str::trim);
+    parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case("application/openmetrics-text"))
+        && parts.all(|part| part != "q=0" && part.strip_prefix("version=").is_none_or(|version| version == "1.0.0"))
 }
 
 /// Measures the rate, the errors and the duration of calls, by service and method.
@@ -156,6 +223,8 @@ struct Measured {
     service: &'static str,
     method: String,
     since: Instant,
+    trace: Option<Trace>,
+    open: Gauge,
     code: Code,
     /// Bytes.
     received: Arc<AtomicU64>,
@@ -167,8 +236,10 @@ impl Measured {
     fn begin(path: &str, services: &[&'static str]) -> Self {
         let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or_default();
         let service = services.iter().find(|known| **known == service).copied().unwrap_or(OTHER);
-        gauge!(CALLS_OPEN.name, "service" => service).increment(1.0);
-        Self { service, method: method.to_owned(), since: Instant::now(), code: Code::Cancelled, received: Arc::default(), sent: 0 }
+        let open = CALLS_OPEN.of([service]);
+        open.inc();
+        let (since, trace) = (Instant::now(), Trace::current());
+        Self { service, method: method.to_owned(), since, trace, open, code: Code::Cancelled, received: Arc::default(), sent: 0 }
     }
 
     fn look_at(&mut self, headers: &HeaderMap) {
@@ -184,12 +255,12 @@ impl Drop for Measured {
     fn drop(&mut self) {
         let Self { service, code, .. } = *self;
         let unknown = service == OTHER || code == Code::Unimplemented;
-        let method = if unknown { OTHER.to_owned() } else { std::mem::take(&mut self.method) };
-        gauge!(CALLS_OPEN.name, "service" => service).decrement(1.0);
-        histogram!(CALL_SECONDS.name, "service" => service, "method" => method.clone()).record(self.since.elapsed());
-        counter!(RECEIVED.name, "service" => service, "method" => method.clone()).increment(self.received.load(Ordering::Relaxed));
-        counter!(SENT.name, "service" => service, "method" => method.clone()).increment(self.sent);
-        counter!(CALLS.name, "service" => service, "method" => method, "code" => name_of(code)).increment(1);
+        let method = if unknown { OTHER } else { &self.method };
+        self.open.dec();
+        CALL_SECONDS.of([service, method]).observe(self.since.elapsed().as_secs_f64(), self.trace);
+        RECEIVED.of([service, method]).inc_by(self.received.load(Ordering::Relaxed));
+        SENT.of([service, method]).inc_by(self.sent);
+        CALLS.of([service, method, name_of(code)]).inc();
     }
 }
 
@@ -284,12 +355,15 @@ mod tests {
 
     /// The page that is made of the table.
     fn page() -> String {
-        let mut page = "# Metrics\n\nWhat the programs measure, for Prometheus to read at `/metrics` of the admin port (`--admin`); without that port nothing is measured. \
+        let mut page = "# Metrics\n\nWhat the programs measure, for Prometheus to read at `/metrics` of the admin port (`--admin`). \
              `deploy/telemetry` and `k8s/components/monitoring` have alerts and a dashboard of them, and `dnd top` shows the most important ones in a terminal.\n\n\
+             Who asks for `application/openmetrics-text; version=1.0.0`, as Prometheus does, gets OpenMetrics 1.0, in which the buckets of histograms have exemplars: \
+             the trace (`trace_id`) of a value that fell into the bucket lately, if its trace was taken ([operations.md](operations.md) says how to use them). \
+             Everybody else gets Prometheus' text format 0.0.4, without them.\n\n\
              This page is made of the table in `crates/mesh/src/metrics.rs`.\n\n| name | kind | labels | what it says |\n|---|---|---|---|\n"
             .to_owned();
-        for Metric { name, kind, labels, help } in ALL {
-            page += &format!("| `{name}` | {kind:?} | {} | {help} |\n", labels.join(", "));
+        for (name, kind, labels, help) in TABLE {
+            page += &format!("| `{name}` | {kind} | {} | {help} |\n", labels.join(", "));
         }
         page
     }
@@ -306,10 +380,27 @@ mod tests {
 
     #[test]
     fn each_metric_is_named_by_the_rules_and_said_once() {
-        for (i, metric) in ALL.iter().enumerate() {
-            assert!(metric.name.starts_with("dnd_") && metric.help.ends_with('.'), "{}", metric.name);
-            assert_eq!(metric.name.ends_with("_total"), metric.kind == Kind::Counter, "{}", metric.name);
-            assert!(ALL[..i].iter().all(|other| other.name != metric.name), "{}", metric.name);
+        for (i, (name, kind, _, help)) in TABLE.iter().enumerate() {
+            assert!(name.starts_with("dnd_") && help.ends_with('.') && !help.contains(['\\', '"', '\n']), "{name}");
+            assert_eq!(name.ends_with("_total"), *kind == "Counter", "{name}");
+            assert!(TABLE[..i].iter().all(|(other, ..)| other != name), "{name}");
+        }
+    }
+
+    #[test]
+    fn openmetrics_is_for_those_who_ask_for_it() {
+        let kind = |accept: &[&str]| {
+            let asked = accept.iter().map(|accept| (ACCEPT, accept.parse().unwrap())).collect();
+            exposed(&asked).unwrap().0
+        };
+        let prometheus = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,\
+             text/plain;version=0.0.4;q=0.2,*/*;q=0.1";
+        for open in [&[prometheus][..], &["application/openmetrics-text; version=1.0.0"], &["text/plain", "application/openmetrics-text"]] {
+            assert_eq!(kind(open), "application/openmetrics-text; version=1.0.0; charset=utf-8", "{open:?}");
+        }
+        for plain in [&[][..], &["*/*"], &["text/plain;version=0.0.4"], &["application/openmetrics-text;version=2.0.0"], &["application/openmetrics-text;q=0"]]
+        {
+            assert_eq!(kind(plain), "text/plain; version=0.0.4; charset=utf-8", "{plain:?}");
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Logs go to standard error, as text on a terminal and as JSON lines elsewhere; within a call they carry its trace. Traces go to an OpenTelemetry collector
 //! where one is named. The context of a trace travels in the metadata of calls (W3C `traceparent`), so that a unit is one tree whichever services it visits.
 
-use std::{cell::Cell, io::IsTerminal as _, time::Duration};
+use std::{cell::Cell, fmt, io::IsTerminal as _, time::Duration};
 
 use http::{HeaderMap, Request};
 use opentelemetry::{
@@ -17,10 +17,11 @@ use opentelemetry_sdk::{
     propagation::TraceContextPropagator,
     trace::{BatchConfigBuilder, BatchSpanProcessor, IdGenerator, RandomIdGenerator, SdkTracerProvider},
 };
+use prometheus_client::encoding::{EncodeLabel as _, EncodeLabelSet, LabelSetEncoder};
 use sha2::{Digest as _, Sha256};
 use tracing::{Level, Metadata, Span, field, warn};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _, filter::filter_fn, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing_subscriber::{EnvFilter, Layer as _, filter::filter_fn, fmt as log, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use crate::program;
 
@@ -48,7 +49,7 @@ impl Drop for Telemetry {
 /// `RUST_LOG` wins. OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG say which share of the traces is taken; by default all.
 pub fn init(level: &str, collector: Option<&str>) -> Telemetry {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    let logs = fmt::layer().with_writer(std::io::stderr);
+    let logs = log::layer().with_writer(std::io::stderr);
     let logs = if std::io::stderr().is_terminal() { logs.with_target(false).boxed() } else { logs.json().flatten_event(true).with_span_list(false).boxed() };
     let (provider, problem) = match collector.map(provider).transpose() {
         Ok(provider) => (provider, None),
@@ -123,6 +124,27 @@ impl IdGenerator for Given {
 
     fn new_span_id(&self) -> SpanId {
         NEXT.get().map_or_else(|| self.0.new_span_id(), |ids| ids.span)
+    }
+}
+
+/// A trace that is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trace(TraceId);
+
+impl Trace {
+    /// That of the current span, if it is taken.
+    pub fn current() -> Option<Self> {
+        let context = Span::current().context();
+        let span = context.span();
+        let span = span.span_context();
+        span.is_sampled().then(|| Self(span.trace_id()))
+    }
+}
+
+/// As an example of what was measured, it has its id.
+impl EncodeLabelSet for Trace {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        ("trace_id", self.0.to_string()).encode(encoder.encode_label())
     }
 }
 

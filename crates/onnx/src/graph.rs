@@ -3,6 +3,7 @@
 mod axes;
 mod check;
 mod input;
+mod weigh;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -31,6 +32,9 @@ const SCOPES: &str = "pkg.torch.onnx.name_scopes";
 const NEAREST: usize = 5;
 /// Bytes of a file at most: the format's messages can't be larger. Larger networks keep their weights in files of their own.
 const MOST_BYTES: u64 = i32::MAX as u64;
+
+/// Bytes at most that a file's messages take in memory beside what they hold: a graph of the most nodes that one may have, with some attributes each.
+const MOST_OVERHEAD: u64 = 512 << 20;
 
 /// A network's file, read.
 #[derive(Debug)]
@@ -98,6 +102,12 @@ impl Network {
         }
         let bytes = fs::read(path).map_err(unreadable)?;
         let not_onnx = || Error::file(path, "not an ONNX file");
+        let weight = weigh::weigh(&bytes).ok_or_else(not_onnx)?;
+        let overhead = weight.saturating_sub(bytes.len() as u64);
+        if overhead > MOST_OVERHEAD {
+            let problem = format!("its nodes and tensors would take {} MiB in memory beside the {} MiB that they hold", overhead >> 20, bytes.len() >> 20);
+            return Err(Error::file(path, problem));
+        }
         let model = ModelProto::decode(&*bytes).map_err(|_| not_onnx())?;
         if model.graph.as_ref().is_none_or(|graph| graph.node.is_empty() || graph.output.is_empty()) {
             return Err(not_onnx());

@@ -1,6 +1,6 @@
 //! DiffusionService over a [`Diffusion`].
 
-use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, Slot, fault::check_text, items, server::Services};
+use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, Slot, fault::check_text, items, server::Services};
 use dnd_method::parameters::Parameters;
 use dnd_proto::v1::{
     DiffusionServiceGetModelRequest, DiffusionServiceGetModelResponse, GenerateRequest, GenerateResponse,
@@ -16,7 +16,7 @@ const STRONGEST_GUIDANCE: f32 = 100.0;
 
 /// Adds the gRPC service of a diffusion model.
 pub fn add_to(services: Services, diffusion: Slot<Diffusion>) -> Services {
-    let server = DiffusionServiceServer::new(Server(diffusion)).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let server = DiffusionServiceServer::new(Server(diffusion)).max_decoding_message_size(MAX_REQUEST_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
     services.with(server)
 }
 

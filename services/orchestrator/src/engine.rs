@@ -15,7 +15,6 @@ use dnd_mesh::{
 };
 use dnd_proto::v1::{Model, ProbedUnit, Provenance, Stage, UnitResult, UnitState};
 use lru::LruCache;
-use metrics::{counter, gauge};
 use tokio::{
     sync::OnceCell,
     task::{AbortHandle, JoinSet},
@@ -132,7 +131,7 @@ impl Engine {
                     }
                 }
             }
-            gauge!(UNITS_OPEN.name).set(working.len() as f64);
+            UNITS_OPEN.of([]).set(working.len() as f64);
             tokio::select! {
                 _ = working.join_next(), if !working.is_empty() => leases.retain(|(_, task)| !task.is_finished()),
                 _ = beat.tick() => self.renew(&leases).await,
@@ -268,7 +267,7 @@ impl Engine {
             _ => {
                 self.store.finish(&lease, &result, tallies).await?;
                 let state = result.state().as_str_name().trim_start_matches("UNIT_STATE_").to_lowercase();
-                counter!(UNITS.name, "state" => state).increment(1);
+                UNITS.of([&state]).inc();
                 Ok(())
             }
         }

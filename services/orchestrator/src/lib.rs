@@ -29,7 +29,7 @@ mod watch;
 pub use data::{Data, DataArgs, DataError};
 pub use database::{Database, DatabaseError};
 pub use engine::WorksOn;
-pub use models::{Endpoints, Models};
+pub use models::{Endpoints, Models, StageTimeout};
 pub use probing::ProbingArgs;
 pub use room::{KeptOf, Stats};
 pub use server::{OrchestratorArgs, add_to};

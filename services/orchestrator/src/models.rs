@@ -1,6 +1,6 @@
 //! Clients of the model services.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use clap::Args;
 use dnd_mesh::{
@@ -38,15 +38,41 @@ pub struct Endpoints {
     #[arg(long, env = "DND_CLIP")]
     pub clip: String,
     /// Seconds that a model service may say nothing of a call, of up to 64 items, before the call and what it was for fail; one that works through a large batch
-    /// says nothing meanwhile
-    #[arg(long, env = "DND_STAGE_TIMEOUT", value_name = "SECONDS", default_value_t = STAGE_TIMEOUT, value_parser = clap::value_parser!(u64).range(1..))]
-    pub stage_timeout: u64,
+    /// says nothing meanwhile. `captioner=60` is for that service alone
+    #[arg(long, env = "DND_STAGE_TIMEOUT", value_name = "[SERVICE=]SECONDS", value_delimiter = ',', default_value = "3600")]
+    pub stage_timeout: Vec<StageTimeout>,
     /// File with the token that calls of them show
     #[arg(long, env = "DND_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 }
 
-const STAGE_TIMEOUT: u64 = 3600;
+/// How long a model service may say nothing: the one that is named, or all that no other is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StageTimeout {
+    service: Option<&'static str>,
+    silence: Duration,
+}
+
+const STAGE_TIMEOUT: Duration = Duration::from_secs(3600);
+
+impl StageTimeout {
+    /// The one of a service, out of all that were said.
+    fn of(said: &[Self], service: &str) -> Duration {
+        let said_of = |of: Option<&str>| said.iter().rev().find(|timeout| timeout.service == of);
+        said_of(Some(service)).or_else(|| said_of(None)).map_or(STAGE_TIMEOUT, |timeout| timeout.silence)
+    }
+}
+
+impl FromStr for StageTimeout {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (service, seconds) = text.split_once('=').map_or((None, text), |(service, seconds)| (Some(service), seconds));
+        let known = |name: &str| SERVICES.into_iter().find(|service| *service == name).ok_or_else(|| format!("no service {name:?}: {}", SERVICES.join(", ")));
+        let seconds = seconds.parse().ok().filter(|seconds| *seconds > 0).ok_or_else(|| format!("{seconds:?} is no number of seconds, 1 or more"))?;
+        Ok(Self { service: service.map(known).transpose()?, silence: Duration::from_secs(seconds) })
+    }
+}
 
 /// A client of each model service.
 #[derive(Debug, Clone)]
@@ -69,9 +95,17 @@ impl Models {
     /// Clients that connect with their first call: the services may start later, and come back.
     pub fn at(endpoints: &Endpoints, dial: &Dial) -> Result<Self, Fault> {
         let Endpoints { activation, captioner, summarizer, diffusion, clip, stage_timeout, .. } = endpoints;
-        let watch = Watch { silence: Some(Duration::from_secs(*stage_timeout)), ..Watch::default() };
-        let at = |endpoint: &str| dial.watched(endpoint, watch);
-        Ok(Self::over(at(activation)?, at(captioner)?, at(summarizer)?, at(diffusion)?, at(clip)?))
+        let at = |service, endpoint: &str| {
+            let silence = Some(StageTimeout::of(stage_timeout, service));
+            dial.watched(endpoint, Watch { silence, ..Watch::default() })
+        };
+        Ok(Self::over(
+            at("activation", activation)?,
+            at("captioner", captioner)?,
+            at("summarizer", summarizer)?,
+            at("diffusion", diffusion)?,
+            at("clip", clip)?,
+        ))
     }
 
     /// Clients over channels.
@@ -133,6 +167,23 @@ pub(crate) fn passed_on(service: &str, status: &Status) -> Fault {
         _ if is_away(status) => Fault::new(Code::Unavailable, SERVICE_AWAY, format!("the {service} service: {}", status.message())),
         code => {
             Fault::new(code, "SERVICE_FAILED", format!("the {service} service{}: {}", reason.map(|r| format!(" ({r})")).unwrap_or_default(), status.message()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_has_the_limit_that_is_said_of_it_before_the_one_of_all() {
+        let said = |text: &str| text.split(',').map(str::parse).collect::<Result<Vec<StageTimeout>, _>>();
+        let seconds = |text: &str| SERVICES.map(|service| StageTimeout::of(&said(text).unwrap(), service).as_secs());
+        assert_eq!(seconds("60"), [60; 5]);
+        assert_eq!(seconds("diffusion=7200"), [3600, 3600, 3600, 7200, 3600]);
+        assert_eq!(seconds("captioner=5,60,captioner=7"), [60, 7, 60, 60, 60]);
+        for wrong in ["0", "", "captioner=", "captions=5", "1h", "clip=-1"] {
+            assert!(said(wrong).is_err(), "{wrong}");
         }
     }
 }

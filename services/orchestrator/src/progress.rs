@@ -6,9 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dnd_mesh::metrics::{RESULTS, STAGE_SECONDS};
-use dnd_proto::v1::{Stage, Usage};
-use metrics::{counter, histogram};
+use dnd_mesh::{
+    metrics::{RESULTS, STAGE_SECONDS},
+    telemetry::Trace,
+};
+use dnd_proto::v1::{Stage, StageProgress, Usage};
 
 /// A tally of every stage, that calls add to.
 #[derive(Debug, Default)]
@@ -37,7 +39,7 @@ impl Progress {
         tally.calls += made;
         tally.reused += reused;
         for (origin, count) in [("made", made), ("reused", reused)] {
-            counter!(RESULTS.name, "stage" => name(stage), "origin" => origin).increment(count);
+            RESULTS.of([&name(stage), origin]).inc_by(count);
         }
     }
 
@@ -59,10 +61,15 @@ impl Progress {
 
 /// Measures how long a unit, or a pass, took through a stage.
 pub(crate) fn through(stage: Stage, since: Instant) {
-    histogram!(STAGE_SECONDS.name, "stage" => name(stage)).record(since.elapsed());
+    STAGE_SECONDS.of([&name(stage)]).observe(since.elapsed().as_secs_f64(), Trace::current());
+}
+
+/// How far something is through a stage, such as `caption 3/8`.
+pub(crate) fn told(progress: &StageProgress) -> String {
+    format!("{} {}/{}", name(progress.stage()), progress.done, progress.total)
 }
 
 /// A stage as its users know it, such as `caption`.
-fn name(stage: Stage) -> String {
+pub(crate) fn name(stage: Stage) -> String {
     stage.as_str_name().trim_start_matches("STAGE_").to_lowercase()
 }

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use dnd_mesh::{Fault, blobs::storage, fault::check_text, items, parameters};
+use dnd_mesh::{Fault, blobs::storage, call, fault::check_text, items, parameters};
 use dnd_method::answers;
 use dnd_proto::v1::{
-    DissectRequest, JobAccepted, LayerUnits, ProbedUnit, ProbingSet, SelectConceptRequest, SelectConceptResponse, Stage, StageProgress, StoredImages,
-    UnitResult, select_concept_request::Images, select_concept_response::Event,
+    DissectRequest, JobAccepted, LayerUnits, ProbeProgress, ProbedUnit, ProbingSet, SelectConceptRequest, SelectConceptResponse, Stage, StageProgress,
+    StoredImages, UnitResult, select_concept_request::Images, select_concept_response::Event,
 };
 use futures::StreamExt as _;
 use tokio::sync::mpsc;
@@ -20,6 +20,7 @@ use crate::{
     engine::Engine,
     failure::Failure,
     probing::{self, Probed, ProbingArgs},
+    progress,
     steps::{self, Course},
     store::Passed,
     uploads::not_uploaded,
@@ -81,13 +82,13 @@ impl Selection {
     /// Begins the selection; it ends with the stream.
     pub(crate) fn run(self) -> items::Responses<SelectConceptResponse> {
         let (events, responses) = mpsc::channel(EVENTS);
-        let work = AbortOnDropHandle::new(tokio::spawn(async move {
+        let work = AbortOnDropHandle::new(tokio::spawn(call::carried(async move {
             let outcome = self.select(&events).await;
             let _ = match outcome {
                 Ok(unit) => say(&events, Event::Unit(unit)).await,
                 Err(fault) => events.send(Err(fault.into())).await.map_err(|_| gone()),
             };
-        }));
+        })));
         let mut responses = ReceiverStream::new(responses);
         Box::pin(futures::stream::poll_fn(move |context| {
             let _held = &work;
@@ -123,8 +124,9 @@ async fn probe(calls: &Calls, args: &ProbingArgs, mut unit: ProbedUnit, events: 
         while let Some(event) = told.recv().await {
             match passed.hear(event, calls.parameters()) {
                 Some(Probed::Unit(probed)) => unit = probed,
-                Some(Probed::Progress(progress)) => {
-                    let progress = StageProgress { stage: Stage::Probe.into(), done: progress.done, total: progress.pictures, usage: None };
+                Some(Probed::Progress(ProbeProgress { done, pictures })) => {
+                    let progress = StageProgress { stage: Stage::Probe.into(), done, total: pictures, usage: None };
+                    call::doing(|| progress::told(&progress));
                     say(events, Event::Progress(progress)).await?;
                 }
                 None => {}

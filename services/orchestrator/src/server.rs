@@ -7,7 +7,7 @@ use std::{
 
 use clap::Args;
 use dnd_mesh::{
-    Fault, MAX_MESSAGE_BYTES,
+    Fault, MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES,
     blobs::{self, Blobs},
     items, parameters,
     server::Services,
@@ -83,9 +83,9 @@ pub fn add_to(services: Services, models: Models, data: Data, args: &Orchestrato
     }
     let orchestrator = Arc::new(Orchestrator { engine, tasks: Mutex::new(tasks) });
     let dissect =
-        DissectServiceServer::from_arc(Arc::clone(&orchestrator)).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
+        DissectServiceServer::from_arc(Arc::clone(&orchestrator)).max_decoding_message_size(MAX_REQUEST_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
     let studies = StudyServiceServer::new(Studies { store: orchestrator.store().clone() });
-    let studies = studies.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let studies = studies.max_decoding_message_size(MAX_REQUEST_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
     let pictures = PictureServiceServer::from_arc(orchestrator).max_encoding_message_size(MAX_MESSAGE_BYTES);
     services.with(dissect).with(pictures).with(studies)
 }

@@ -2,13 +2,16 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use dnd_mesh::Fault;
+use dnd_mesh::{Fault, call};
 use dnd_proto::v1::{JobEvent, StageProgress, job_event::Event};
 use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::watch;
 use tonic::{Code, Status};
 
-use crate::store::{EVENTS, Store};
+use crate::{
+    progress,
+    store::{EVENTS, Store},
+};
 
 /// Between two looks at a job that other processes may write to.
 const LOOK: Duration = Duration::from_millis(500);
@@ -50,6 +53,7 @@ impl Watcher {
                 // Before the events, of which the last may be the job's end, but never before its acceptance.
                 let begins = matches!(events.first(), Some(JobEvent { event: Some(Event::Accepted(_)), .. }));
                 let news = self.news().await?;
+                call::doing(|| self.told.values().map(progress::told).collect::<Vec<_>>().join(", "));
                 events.splice(usize::from(begins)..usize::from(begins), news);
             }
             self.first = false;

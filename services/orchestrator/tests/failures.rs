@@ -3,17 +3,21 @@
 
 mod stand_ins;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
-use dnd_mesh::{Fault, blobs};
+use dnd_mesh::{Fault, blobs, fault};
 use dnd_orchestrator::{DataArgs, OrchestratorArgs};
 use dnd_proto::v1::{
-    Answer, JobDone, JobPaused, Parameters, SummarizeRequest, UnitResult, UnitState, Usage, dissect_service_client::DissectServiceClient, job_event::Event,
+    Answer, DissectRequest, JobDone, JobPaused, Parameters, SelectConceptRequest, SummarizeRequest, UnitResult, UnitState, Usage,
+    dissect_service_client::DissectServiceClient, job_event::Event, select_concept_request::Images,
 };
-use tonic::Code;
+use tonic::{Code, Request, Status};
 
 use stand_ins::{Behaviour, Fakes, orchestrator, png, request, said};
 
@@ -193,6 +197,45 @@ async fn a_service_that_is_away_for_a_moment_costs_a_moment() {
     let (units, calls) = run(Behaviour { away: AtomicUsize::new(2), ..Default::default() }).await;
     assert!(units.iter().all(|unit| unit.state() == UnitState::Labelled));
     assert_eq!(calls.captions.load(Ordering::Relaxed), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_is_over_time_says_which_stage_it_was_at() {
+    let never = |_: &str, _| {
+        std::thread::sleep(Duration::from_secs(2));
+        None
+    };
+    let models = Fakes(Arc::new(Behaviour { drawing: Some(never), ..Default::default() })).start();
+    let server = orchestrator(&models, &DataArgs::default(), &OrchestratorArgs::default()).await;
+    let mut client = DissectServiceClient::new(server.channel());
+    let asked = || request(vec![0, 99], Parameters { images_per_concept: Some(4), ..Default::default() });
+    let over_time = |status: Status, at: &str| {
+        assert_eq!((status.code(), fault::reason_of(&status).as_deref()), (Code::DeadlineExceeded, Some("DEADLINE")), "{status}");
+        assert!(status.message().contains(at), "{at}: {}", status.message());
+    };
+
+    let mut call = Request::new(asked());
+    call.set_timeout(Duration::from_millis(1500));
+    let mut events = client.dissect(call).await.unwrap().into_inner();
+    let ended = loop {
+        if let Err(status) = events.message().await.map(Option::unwrap) {
+            break status;
+        }
+    };
+    over_time(ended, "it was at probe 3/3, crop 2/2, caption 2/2, summarize 2/2, generate 1/2, score 1/2");
+
+    let DissectRequest { target, probing_set, parameters, .. } = asked();
+    let images = probing_set.map(Images::ProbingSet);
+    let select = SelectConceptRequest { target, layer: "layer".into(), unit: 0, concepts: vec!["rings".into()], images, parameters };
+    let mut call = Request::new(select);
+    call.set_timeout(Duration::from_millis(1500));
+    let mut events = client.select_concept(call).await.unwrap().into_inner();
+    let ended = loop {
+        if let Err(status) = events.message().await.map(Option::unwrap) {
+            break status;
+        }
+    };
+    over_time(ended, "it was at generate");
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! SummaryService over a [`Summarizer`].
 
-use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, Slot, fault::check_text, items, server::Services};
+use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, Slot, fault::check_text, items, server::Services};
 use dnd_method::{parameters::Parameters, prompts};
 use dnd_proto::v1::{
     Answer, Sampling, SimplifyRequest, SimplifyResponse, SummarizeRequest, SummarizeResponse, SummaryServiceGetModelRequest, SummaryServiceGetModelResponse,
@@ -20,7 +20,7 @@ const APART: u32 = 1000;
 
 /// Adds the gRPC service of a language model.
 pub fn add_to(services: Services, summarizer: Slot<Summarizer>) -> Services {
-    let server = SummaryServiceServer::new(Server(summarizer)).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let server = SummaryServiceServer::new(Server(summarizer)).max_decoding_message_size(MAX_REQUEST_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
     services.with(server)
 }
 

@@ -137,7 +137,7 @@ pub fn good_network() -> ModelProto {
 pub fn network(rng: &mut Rng) -> (&'static str, Vec<u8>) {
     let mut model = good_network();
     let graph = model.graph.as_mut().unwrap();
-    let what = match rng.u8(..14) {
+    let what = match rng.u8(..15) {
         0 => {
             let length = rng.usize(1..50);
             for i in 0..length {
@@ -215,6 +215,13 @@ pub fn network(rng: &mut Rng) -> (&'static str, Vec<u8>) {
                 bytes[at] = rng.u8(..);
             }
             return ("bytes changed", bytes);
+        }
+        13 => {
+            // Nodes that take two bytes in the file, and hundreds in memory: a message's fields may be merged from many places of a file.
+            let mut bytes = model.encode_to_vec();
+            let nodes = [0x0a, 0x00].repeat(rng.usize(5_000_000..8_000_000));
+            prost::encoding::bytes::encode(7, &nodes, &mut bytes);
+            return ("empty nodes", bytes);
         }
         _ => {
             // A long chain, as deep as a recursion over it would be.

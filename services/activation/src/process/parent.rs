@@ -20,7 +20,6 @@ use std::{
 };
 
 use dnd_mesh::{Fault, batch::Stop, metrics::TARGET_DEATHS};
-use metrics::counter;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde::{Serialize, de::DeserializeOwned};
 use tonic::Code;
@@ -76,7 +75,7 @@ impl Host {
     pub(crate) fn new(args: &ActivationArgs) -> Self {
         // So that the first one is seen as a rise.
         for reason in [TIMEOUT, MEMORY, DIED] {
-            counter!(TARGET_DEATHS.name, "reason" => reason).increment(0);
+            TARGET_DEATHS.of([reason]).inc_by(0);
         }
         // The program may have been replaced by another since; this is the one that runs.
         let program = args.program.clone().unwrap_or_else(|| "/proc/self/exe".into());
@@ -129,7 +128,7 @@ impl Host {
     }
 
     fn died(&self, target: &str, reason: &'static str) {
-        counter!(TARGET_DEATHS.name, "reason" => reason).increment(1);
+        TARGET_DEATHS.of([reason]).inc();
         let mut deaths = self.deaths();
         if deaths.len() >= MOST_TARGETS {
             deaths.retain(|_, (_, last)| last.elapsed() < REFUSED);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, blobs, items};
+use dnd_mesh::{Fault, MAX_MESSAGE_BYTES, blobs, call, items};
 use dnd_method::top::Entry;
 use dnd_onnx::pictures;
 use dnd_proto::v1::{
@@ -203,7 +203,9 @@ impl Pass {
                 }
                 if said.elapsed() >= PROGRESS {
                     said = Instant::now();
-                    self.say(Event::Progress(ProbeProgress { done: (digests.len() + skipped.len()) as u64 + duplicates, pictures })).await?;
+                    let done = (digests.len() + skipped.len()) as u64 + duplicates;
+                    call::doing(|| format!("picture {done} of {pictures}"));
+                    self.say(Event::Progress(ProbeProgress { done, pictures })).await?;
                 }
             }
         }

@@ -9,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-use dnd_mesh::telemetry::Ids;
+use dnd_mesh::{call, telemetry::Ids};
 use dnd_method::parameters::Parameters;
 use dnd_proto::v1::{ProbedUnit, Stage, StoredImages, UnitResult, UnitState, Usage};
 
@@ -72,6 +72,7 @@ impl<'c, C: Course> Unit<'c, C> {
         match &*current {
             Some((of, span, _)) if *of == stage => span.clone(),
             _ => {
+                call::doing(|| progress::name(stage));
                 let span = info_span!("stage", otel.name = stage.as_str_name());
                 if let Some(ids) = self.course.ids(stage) {
                     ids.give(&span);
