@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The clients' code that is made of proto/, by pinned tools: `generate` makes it anew, `check` says whether it is what proto/ says, and `test` tests the clients
-# over the whole mesh with the sketch suite. Needs Python, npm, and Debian for Go's part.
+# over the whole mesh with the sketch suite. What is missing of Python, npm and Go is installed from Debian.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tools=$PWD/third_party/tools/clients
@@ -9,26 +9,21 @@ typescript=clients/typescript
 # Stands for the address that the repository gets: no one else can have it.
 go_module=dnd.example/go
 
-need() { command -v "$1" >/dev/null || { echo "clients: $1 is missing (Debian: apt install $2)" >&2; exit 1; }; }
-
 install_python() {
-  need python3 "python3 python3-venv"
+  python3 -c 'import ensurepip, venv' 2>/dev/null || scripts/debian.sh python3 python3-venv
   [ -x "$python" ] || python3 -m venv "$tools"
   "$python" -m pip install --quiet --disable-pip-version-check "$@"
 }
 
 install_typescript() {
-  need npm npm
-  [ -d $typescript/node_modules ] || npm ci --prefix $typescript --silent --no-audit --no-fund --ignore-scripts
+  command -v npm >/dev/null || scripts/debian.sh npm
+  # An installation that was broken off, or is another version's, is made anew.
+  (cd $typescript && cmp -s package-lock.json node_modules/.installed || { npm ci --silent --no-audit --no-fund --ignore-scripts && cp package-lock.json node_modules/.installed; })
 }
 
 # Go's modules are Debian's packages: grpc-go, and both generators.
 install_go() {
-  local packages="golang-go golang-github-golang-protobuf-1-5-dev golang-google-grpc-dev golang-google-genproto-dev protoc-gen-go protoc-gen-go-grpc"
-  dpkg -s $packages >/dev/null 2>&1 && return
-  need apt-get apt
-  local root; root=$([ "$(id -u)" = 0 ] || echo sudo)
-  $root apt-get update -qq && $root apt-get install -qq -y --no-install-recommends $packages
+  scripts/debian.sh golang-go golang-github-golang-protobuf-1-5-dev golang-google-grpc-dev golang-google-genproto-dev protoc-gen-go protoc-gen-go-grpc
 }
 
 # Makes all generated code in a folder that is laid out as clients/ is.
@@ -90,7 +85,23 @@ test_go() {
   [ -z "$(gofmt -l clients/go)" ] || { echo "clients: run gofmt -w clients/go" >&2; exit 1; }
   in_go vet ./...
   in_go test ./...
-  in_go build -o "$work/dissect" ./examples/dissect
+  in_go build -o "$work/" ./examples/...
+  check_go_modules
+}
+
+# Whether go.mod requires each module that is needed, and would do as it stands: a build in module mode, of Debian's code under the modules' names.
+check_go_modules() {
+  local module=$work/module modules path
+  cp -r clients/go "$module"
+  # What Debian's grpc needs beside that of go.mod, being older.
+  modules="$(awk '/^\t/ { print $1 }' clients/go/go.mod) github.com/golang/protobuf"
+  for path in $modules; do
+    mkdir -p "$work/modules/$path"
+    cp -rL "/usr/share/gocode/src/$path/." "$work/modules/$path"
+    printf 'module %s\n\ngo 1.19\n' "$path" >"$work/modules/$path/go.mod"
+    (cd "$module" && go mod edit -replace "$path=$work/modules/$path")
+  done
+  (cd "$module" && go mod edit -require github.com/golang/protobuf@v1.5.2 && GO111MODULE=on GOFLAGS=-mod=readonly GOPROXY=off GOSUMDB=off go build ./...)
 }
 
 # Labels three planted units with `dnd` and with each client's example, over the mesh.
@@ -100,10 +111,8 @@ test_examples() {
   local dnd=$PWD/target/debug/dnd suite=$PWD/models/sketch target=$PWD/models/sketch/targets/planted/planted.onnx pictures=$work/pictures
   mkdir "$pictures"
   tar xf "$suite/probing.tar" -C "$pictures" --wildcards '00[0-3]*'
-  "$dnd" up --models "$suite" --data "$work/data" --listen 127.0.0.1:0 --port-file "$work/port" 2>"$work/log" &
-  mesh=$!
-  until [ -s "$work/port" ]; do kill -0 $mesh 2>/dev/null || { cat "$work/log" >&2; exit 1; }; sleep 0.2; done
-  local endpoint; endpoint=http://$(cat "$work/port")
+  local endpoint
+  start_mesh labels
 
   "$dnd" dissect --endpoint "$endpoint" --target "$target" --layer colour --units 0,3,5 --images "$pictures" --out "$work/out" >/dev/null
   "$python" -c 'import csv, sys; [print(row["layer"], row["unit"], row["label"], sep="\t") for row in csv.DictReader(open(sys.argv[1]))]' \
@@ -125,12 +134,49 @@ with dnd.Client(endpoint) as client:
 pandas.testing.assert_frame_equal(told.fillna(""), pandas.read_csv(table).fillna(""), check_dtype=False)
 END
   echo "ok: a table in Python"
+  stop_mesh
+
+  # Each uploads to a mesh that has nothing yet, and says what `dnd` says.
+  for example in "$python clients/python/examples/upload.py" "node $typescript/dist/examples/upload.js" "$work/upload"; do
+    start_mesh "${example##*/}"
+    $example "$endpoint" "$target" "$pictures" >"$work/digests"
+    "$python" - "$endpoint" "$work/digests" "$work/out/results.csv" "$pictures" <<'END'
+import csv, pathlib, sys, dnd
+from dnd import requests
+from dnd.v1 import picture_pb2, upload_pb2
+endpoint, digests, results, pictures = sys.argv[1:]
+target, listed = pathlib.Path(digests).read_text().split()
+with dnd.Client(endpoint) as client:
+    everything = [target, listed, *requests.listed(pictures)[1]]
+    assert not client.upload_service.CheckUploads(upload_pb2.CheckUploadsRequest(digests=everything)).missing
+    preprocessing = picture_pb2.Preprocessing(height=64, width=64, resampling=picture_pb2.RESAMPLING_BICUBIC, mean=[0, 0, 0], std=[1, 1, 1])
+    told = client.dissect(dnd.Target(digest=target, preprocessing=preprocessing), {"colour": [0]}, dnd.ProbingSource(list_digest=listed))
+    with open(results) as table:
+        assert told["colour", 0].label == next(csv.DictReader(table))["label"], told["colour", 0].label
+END
+    echo "ok: $example"
+    stop_mesh
+  done
+}
+
+# A mesh with a data folder of its own; gives its `endpoint`.
+start_mesh() {
+  "$dnd" up --models "$suite" --data "$work/data-$1" --listen 127.0.0.1:0 --port-file "$work/port" 2>"$work/log" &
+  mesh=$!
+  until [ -s "$work/port" ]; do kill -0 $mesh 2>/dev/null || { cat "$work/log" >&2; exit 1; }; sleep 0.2; done
+  endpoint=http://$(cat "$work/port")
+}
+
+stop_mesh() {
+  [ -z "$mesh" ] || { kill "$mesh"; wait "$mesh"; } || true
+  mesh=
+  rm -f "$work/port"
 }
 
 test_all() {
   work=$(mktemp -d)
   mesh=
-  trap '[ -z "$mesh" ] || { kill $mesh; wait $mesh; } || true; rm -rf "$work"' EXIT
+  trap 'stop_mesh; rm -rf "$work"' EXIT
   test_python
   test_typescript
   test_go

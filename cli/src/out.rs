@@ -1,27 +1,36 @@
 //! What a run leaves in its folder: pictures by digest, results as lines, a table, a report, and how they came about.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fs::{self, File},
-    io::{self, BufWriter, Write as _},
+    io::{self, BufRead as _, BufReader, BufWriter, Seek as _, Write as _},
+    ops::Range,
+    os::{
+        fd::AsFd as _,
+        unix::fs::{FileExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
+    pin::pin,
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use dnd_gateway::{
-    report::{About, Report, digests},
-    table::{COLUMNS, cell, row},
-};
-pub(crate) use dnd_gateway::{
-    report::{notices, spent},
-    table::state,
-};
+use bytes::Bytes;
 use dnd_mesh::{balance::Balanced, blobs};
 use dnd_proto::v1::{
     GetPicturesRequest, JobAccepted, JobDone, Provenance, SkippedPicture, UnitResult, UnitState, Usage, get_pictures_response::Result as Got,
     picture_service_client::PictureServiceClient,
 };
+use dnd_results::{
+    report::{About, Report, digests},
+    table::{COLUMNS, cell, row},
+};
+pub(crate) use dnd_results::{
+    report::{notices, spent},
+    table::state,
+};
+use futures::{Stream, TryStreamExt as _};
 use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
 use crate::{problem::Problem, watch};
 
@@ -41,6 +50,9 @@ pub(crate) struct Folder {
     root: PathBuf,
     /// The results so far; none before there is a job.
     lines: Option<File>,
+    /// Where in them a unit's line is.
+    places: HashMap<(String, u32), Range<u64>>,
+    /// The units so far, without most of their evidence: of that there may be more than memory.
     units: Vec<UnitResult>,
     skipped: Vec<SkippedPicture>,
     pictures: HashSet<String>,
@@ -107,6 +119,7 @@ impl Folder {
         Ok(Self {
             root: root.to_owned(),
             lines: None,
+            places: HashMap::new(),
             units: Vec::new(),
             skipped: Vec::new(),
             pictures: HashSet::new(),
@@ -196,9 +209,11 @@ impl Folder {
         let line = line(&unit)?;
         let path = self.root.join(RESULTS);
         if let Some(lines) = &mut self.lines {
-            lines.write_all(line.as_bytes()).map_err(|e| Problem::file(&path, &e))?;
+            let written = lines.stream_position().and_then(|from| lines.write_all(line.as_bytes()).map(|()| from));
+            let from = written.map_err(|e| Problem::file(&path, &e))?;
+            self.places.insert((unit.layer.clone(), unit.unit), from..from + line.len() as u64);
         }
-        self.units.push(unit);
+        self.units.push(in_short(unit));
         Ok(())
     }
 
@@ -211,12 +226,7 @@ impl Folder {
         self.sort();
         let pictures = self.root.join(PICTURES_FOLDER);
         remove_pictures(&pictures, &self.pictures).map_err(|e| Problem::file(&pictures, &e))?;
-        write_whole(&self.root.join(RESULTS), |file| {
-            for unit in &self.units {
-                file.write_all(line(unit).map_err(|problem| io::Error::other(problem.to_string()))?.as_bytes())?;
-            }
-            Ok(())
-        })?;
+        self.write_lines()?;
         self.write_table()?;
         write_whole(&self.root.join(SKIPPED), |file| {
             let mut table = csv::Writer::from_writer(file);
@@ -227,11 +237,38 @@ impl Folder {
             table.flush()
         })?;
         self.write_run(done)?;
-        let mut report = Report::default();
-        self.units.iter().for_each(|unit| report.add(unit, &|digest| fs::read(pictures.join(digest)).ok().map(Into::into)));
+        self.write_report(done)
+    }
+
+    /// The results in their order, out of those that were written as they came.
+    fn write_lines(&self) -> Result<(), Problem> {
+        let path = self.root.join(RESULTS);
+        let written = File::open(&path).map_err(|e| Problem::file(&path, &e))?;
+        write_whole(&path, |file| {
+            for unit in &self.units {
+                let place = self.places.get(&(unit.layer.clone(), unit.unit)).cloned().unwrap_or_default();
+                let mut line = vec![0; (place.end - place.start) as usize];
+                written.read_exact_at(&mut line, place.start)?;
+                file.write_all(&line)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn write_report(&self, done: Option<&JobDone>) -> Result<(), Problem> {
+        let (path, pictures) = (self.root.join(RESULTS), self.root.join(PICTURES_FOLDER));
+        let lines = File::open(&path).map_err(|e| Problem::file(&path, &e))?;
         let about = About { provenance: self.provenance(), warnings: &self.all_warnings(done), skipped: self.skipped.len(), usage: self.usage.as_ref() };
-        let report = report.render(&about).map_err(Problem::failure)?;
-        write_whole(&self.root.join(REPORT), |file| file.write_all(report.as_bytes()))
+        write_whole(&self.root.join(REPORT), |file| {
+            let units = self.units.iter().map(|unit| (unit.layer.as_str(), unit.state()));
+            let (mut report, head) = Report::begin(&about, units).map_err(io::Error::other)?;
+            file.write_all(head.as_bytes())?;
+            for line in BufReader::new(lines).lines() {
+                let part = report.unit(&serde_json::from_str(&line?)?, &|digest| fs::read(pictures.join(digest)).ok().map(Into::into));
+                file.write_all(part.map_err(io::Error::other)?.as_bytes())?;
+            }
+            file.write_all(report.end().as_bytes())
+        })
     }
 
     fn provenance(&self) -> Option<&Provenance> {
@@ -294,6 +331,14 @@ fn line(unit: &UnitResult) -> Result<String, Problem> {
     Ok(line + "\n")
 }
 
+/// What is told of a unit beside its evidence.
+fn in_short(mut unit: UnitResult) -> UnitResult {
+    unit.concepts.iter_mut().for_each(|concept| concept.pictures = Vec::new());
+    unit.images.truncate(1);
+    (unit.probed, unit.crops, unit.answers) = Default::default();
+    unit
+}
+
 /// Text of models, files and other machines for a terminal: without what would move its cursor, change its colours, or turn the order of letters round.
 pub(crate) fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() && !matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')).collect()
@@ -332,6 +377,37 @@ fn write_whole(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Resu
         fs::rename(&part, path)
     });
     written.map_err(|e| Problem::file(path, &e))
+}
+
+/// Writes a file as its parts come; it is there when it is whole. A `replace`d one stays as it is until then.
+pub(crate) async fn write_parts<E: Into<Problem>>(path: &Path, replace: bool, parts: impl Stream<Item = Result<Bytes, E>>) -> Result<(), Problem> {
+    if path.is_dir() {
+        return Err(Problem::input(format!("{}: a folder; --out names the file to write", path.display())));
+    }
+    if path.exists() && !replace {
+        return Err(Problem::input(format!("{}: is there already; name another file with --out, or replace it with --fresh", path.display())));
+    }
+    let failed = |error: io::Error| Problem::file(path, &error);
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // It goes if this is broken off, and has the mode that other files get.
+    let part = tempfile::Builder::new().prefix(".dnd-").permissions(fs::Permissions::from_mode(0o666)).tempfile_in(folder).map_err(failed)?;
+    pour(part.reopen().map(tokio::fs::File::from_std).map_err(failed)?, path, parts).await?;
+    part.persist(path).map_err(|error| failed(error.error))?;
+    Ok(())
+}
+
+/// Writes parts to standard output as they come.
+pub(crate) async fn print_parts<E: Into<Problem>>(parts: impl Stream<Item = Result<Bytes, E>>) -> Result<(), Problem> {
+    let (path, stdout) = (Path::new("standard output"), io::stdout().as_fd().try_clone_to_owned());
+    pour(tokio::fs::File::from_std(stdout.map_err(|error| Problem::file(path, &error))?.into()), path, parts).await
+}
+
+async fn pour<E: Into<Problem>>(mut to: impl AsyncWrite + Unpin, path: &Path, parts: impl Stream<Item = Result<Bytes, E>>) -> Result<(), Problem> {
+    let mut parts = pin!(parts);
+    while let Some(part) = parts.try_next().await.map_err(Into::into)? {
+        to.write_all(&part).await.map_err(|error| Problem::file(path, &error))?;
+    }
+    to.flush().await.map_err(|error| Problem::file(path, &error))
 }
 
 #[cfg(test)]

@@ -1,10 +1,15 @@
 package dnd
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +20,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 )
 
@@ -23,6 +29,9 @@ import (
 type mesh struct {
 	dndv1.UnimplementedDissectServiceServer
 	dndv1.UnimplementedPictureServiceServer
+	dndv1.UnimplementedUploadServiceServer
+	uploads            map[string][]byte
+	uploadCalls        int
 	requestIDs, tokens []string
 	watched            []uint64
 	selections         int
@@ -115,12 +124,49 @@ func (m *mesh) GetPictures(request *dndv1.GetPicturesRequest, stream dndv1.Pictu
 	return nil
 }
 
+func (m *mesh) CheckUploads(_ context.Context, request *dndv1.CheckUploadsRequest) (*dndv1.CheckUploadsResponse, error) {
+	checked := &dndv1.CheckUploadsResponse{}
+	for _, digest := range request.GetDigests() {
+		if arrived := m.uploads[digest]; digestOfBytes(arrived) != digest {
+			checked.Missing = append(checked.Missing, &dndv1.MissingBlob{Digest: digest, Received: uint64(len(arrived))})
+		}
+	}
+	return checked, nil
+}
+
+// Upload goes away after the first piece that it ever took.
+func (m *mesh) Upload(stream dndv1.UploadService_UploadServer) error {
+	m.uploadCalls++
+	for {
+		piece, err := stream.Recv()
+		if err == io.EOF {
+			return stream.SendAndClose(&dndv1.UploadResponse{})
+		}
+		if err != nil {
+			return err
+		}
+		arrived := m.uploads[piece.GetDigest()]
+		if piece.GetOffset() != uint64(len(arrived)) || len(piece.GetData()) > 1<<20 || piece.GetOffset()+uint64(len(piece.GetData())) > piece.GetSize() {
+			return status.Errorf(codes.InvalidArgument, "a piece at %d of %d, after %d", piece.GetOffset(), piece.GetSize(), len(arrived))
+		}
+		m.uploads[piece.GetDigest()] = append(arrived, piece.GetData()...)
+		if m.uploadCalls == 1 {
+			return status.Error(codes.Unavailable, "gone")
+		}
+	}
+}
+
+func digestOfBytes(content []byte) string {
+	return fmt.Sprintf("%x", sha256.Sum256(content))
+}
+
 // start gives a mesh and a client of it.
 func start(t *testing.T) (*mesh, *Client) {
 	t.Helper()
-	m, server := &mesh{}, grpc.NewServer()
+	m, server := &mesh{uploads: map[string][]byte{}}, grpc.NewServer()
 	dndv1.RegisterDissectServiceServer(server, m)
 	dndv1.RegisterPictureServiceServer(server, m)
+	dndv1.RegisterUploadServiceServer(server, m)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -214,6 +260,61 @@ func TestPicturesThatAreNotKeptAnyMoreAreLeftOut(t *testing.T) {
 	found, err := client.Pictures(context.Background(), "kept", "gone")
 	if err != nil || len(found) != 1 || len(found["kept"]) != 1 {
 		t.Error(found, err)
+	}
+}
+
+func TestABrokenUploadGoesOnWhereItStoppedAndWhatIsThereIsNotSentAgain(t *testing.T) {
+	m, client := start(t)
+	network, file := bytes.Repeat([]byte("0123456789"), 150_000), filepath.Join(t.TempDir(), "net.onnx")
+	write(t, file, network)
+	for i := 0; i < 2; i++ {
+		if digest, err := client.Upload(context.Background(), file); err != nil || digest != digestOfBytes(network) {
+			t.Fatal(digest, err)
+		}
+	}
+	if len(m.uploads) != 1 || !bytes.Equal(m.uploads[digestOfBytes(network)], network) || m.uploadCalls != 2 {
+		t.Errorf("%d blobs in %d calls", len(m.uploads), m.uploadCalls)
+	}
+	if _, err := client.Upload(context.Background(), file+".none"); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+func TestAFoldersPicturesAreUploadedAndListedByTheBytesOfTheirPaths(t *testing.T) {
+	m, client := start(t)
+	folder := t.TempDir()
+	for _, name := range []string{"b.PNG", "a/é.jpg", "a/z.jpg", "B.png", ".hidden.png", "notes.txt"} {
+		write(t, filepath.Join(folder, name), []byte(name))
+	}
+	source, err := client.UploadPictures(context.Background(), folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, paths := &dndv1.PictureList{}, ""
+	if err := proto.Unmarshal(m.uploads[source.GetListDigest()], list); err != nil {
+		t.Fatal(err)
+	}
+	for _, picture := range list.GetPictures() {
+		paths += picture.GetPath() + " "
+		if string(m.uploads[picture.GetDigest()]) != picture.GetPath() {
+			t.Errorf("%s has not arrived", picture.GetPath())
+		}
+	}
+	if paths != "B.png a/z.jpg a/é.jpg b.PNG " || len(m.uploads) != 5 {
+		t.Errorf("%s in %d blobs", paths, len(m.uploads))
+	}
+	if _, err := client.UploadPictures(context.Background(), t.TempDir()); err == nil || !strings.Contains(err.Error(), "no pictures") {
+		t.Error(err)
+	}
+}
+
+func write(t *testing.T, path string, content []byte) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, content, 0o666); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -4,17 +4,14 @@
 //! carried in the program, and use the same HTTP API as everybody else.
 
 mod api;
-mod columns;
 mod export;
 mod guard;
 mod openapi;
 mod pages;
 mod pictures;
 mod problem;
-pub mod report;
 mod serve;
 mod studies;
-pub mod table;
 mod uploads;
 
 use std::{net::SocketAddr, path::PathBuf};

@@ -14,6 +14,7 @@ use dnd_proto::v1::{
     CreateStudyRequest, CreateStudyResponse, DeleteStudyRequest, GetStudyRequest, GetStudyResponse, ListRatingsRequest, ListStudiesRequest,
     ListStudiesResponse, NextTaskRequest, NextTaskResponse, RateRequest, RateResponse, Rating, Study,
 };
+use dnd_results::table::{cell, record};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Deserialize;
 use tonic::Code;
@@ -21,9 +22,8 @@ use tonic::Code;
 use crate::{
     Gateway,
     api::{Caller, Message, Page, Path, Query},
-    export::{attachment, record},
+    export::attachment,
     problem::Problem,
-    table::cell,
 };
 
 pub(crate) async fn list(State(mut gateway): State<Gateway>, caller: Caller, Query(page): Query<Page>) -> Result<Json<ListStudiesResponse>, Problem> {
@@ -77,12 +77,12 @@ pub(crate) async fn ratings(State(mut gateway): State<Gateway>, caller: Caller, 
     let study = gateway.studies.get_study(caller.asks(GetStudyRequest { study_id: study_id.clone() })).await?.into_inner().study;
     let study = study.ok_or_else(|| Fault::new(Code::NotFound, "NO_SUCH_STUDY", "there is no such study"))?;
     let ratings = gateway.studies.list_ratings(caller.asks(ListRatingsRequest { study_id })).await?.into_inner();
-    let first = record(&["rater", "layer", "unit", "method", "label", "rating", "best", "valid"]);
+    let first = record(&["rater", "layer", "unit", "method", "label", "rating", "best", "valid"]).map_err(Into::into);
     let name = format!("dnd-study-{}.csv", study.study_id);
     let Study { methods, shown, .. } = study;
     let labels: HashMap<(String, u32), Vec<String>> = shown.into_iter().map(|unit| ((unit.layer, unit.unit), unit.labels)).collect();
     let rows = ratings.map_ok(move |row| stream::iter(row.rating.map(|rating| rows(&methods, &labels, rating)).unwrap_or_default())).try_flatten();
-    let rows = stream::iter([first]).chain(rows.and_then(|row| std::future::ready(record(&row))));
+    let rows = stream::iter([first]).chain(rows.and_then(|row| std::future::ready(record(&row).map_err(Into::into))));
     let body = Body::from_stream(rows.take_until(gateway.stopping.cancelled_owned()));
     Ok(([(header::CONTENT_TYPE, "text/csv; charset=utf-8")], attachment(&name), body).into_response())
 }

@@ -42,6 +42,7 @@ fn tree<'s>(spans: &'s [(String, Span)], unit: &Span) -> Vec<(&'s str, &'s str)>
 fn exemplars(admin: &str) -> Vec<(String, String)> {
     let (code, head, text) = get_as(admin, "/metrics", "application/openmetrics-text; version=1.0.0, text/plain; version=0.0.4; q=0.5");
     assert_eq!((code, head.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n")), (200, true), "{head}");
+    let text = String::from_utf8(text).unwrap();
     let lines: Vec<&str> = text.strip_suffix("# EOF\n").expect("it is said where it ends").lines().collect();
     let (mut families, mut exemplars) = (Vec::new(), Vec::new());
     for line in lines {

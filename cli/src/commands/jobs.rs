@@ -11,14 +11,16 @@ use dnd_proto::v1::{
     CancelJobRequest, DeleteJobRequest, GetJobRequest, Job, JobState, ListJobsRequest, ListUnitsRequest, ResumeJobRequest, UnitCounts, UnitState, UnitSummary,
     WatchJobRequest, job_event::Event,
 };
+use dnd_results::Format;
 use indicatif::HumanDuration;
 use serde::Serialize;
+use tonic::metadata::MetadataMap;
 
-use super::dissect::{What, begin, export, outcome};
+use super::dissect::{self, What, begin, outcome};
 use crate::{
     args::JobsArgs,
     mesh::Mesh,
-    out::{Folder, printable},
+    out::{Folder, print_parts, printable, write_parts},
     problem::Problem,
     watch,
 };
@@ -40,7 +42,7 @@ pub(crate) enum Command {
     Resume(ResumeArgs),
     /// Delete a job and its results
     Delete(OneArgs),
-    /// Write the results of a job, as far as they are there, into a folder
+    /// Write the results of a job, as far as they are there: a folder with all of them, or one file for another program
     Export(ExportArgs),
 }
 
@@ -110,10 +112,16 @@ pub(crate) struct ResumeArgs {
 pub(crate) struct ExportArgs {
     /// The job's id
     id: String,
-    /// Folder for the results
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-    /// Replace results that are in the folder already
+    /// Write one file of this format, of the units that have ended; by default a folder with results, table, report and pictures, as `dnd dissect` leaves it
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// Only the units of this layer
+    #[arg(long, value_name = "NAME", requires = "format", default_value = "", hide_default_value = true)]
+    layer: String,
+    /// Folder for the results; with --format the file, by default standard output
+    #[arg(long, value_name = "PATH", required_unless_present = "format")]
+    out: Option<PathBuf>,
+    /// Replace results that are there already
     #[arg(long)]
     fresh: bool,
     #[command(flatten)]
@@ -147,15 +155,31 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, Problem> {
             let mut mesh = Mesh::of_jobs(&args.jobs).await?;
             mesh.dissect.delete_job(DeleteJobRequest { job_id: args.id }).await?;
         }
-        Command::Export(args) => {
-            let mut mesh = Mesh::of_jobs(&args.jobs).await?;
-            let job = get(&mesh, &args.id).await?;
-            let mut folder = Folder::new(&args.out, args.fresh)?;
-            export(&job, &mut mesh, &mut folder).await?;
-            println!("{} units of {} in {}", folder.units().len(), counts(&job).total, args.out.display());
-        }
+        Command::Export(args) => export(args).await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn export(args: ExportArgs) -> Result<(), Problem> {
+    let mut mesh = Mesh::of_jobs(&args.jobs).await?;
+    let job = get(&mesh, &args.id).await?;
+    match (args.format, args.out) {
+        (Some(format), out) => {
+            let results = dnd_results::Mesh { dissect: mesh.dissect.clone(), pictures: mesh.pictures.clone(), metadata: MetadataMap::new() };
+            let parts = dnd_results::export(results, job, format, args.layer);
+            match out {
+                Some(path) => write_parts(&path, args.fresh, parts).await,
+                None => print_parts(parts).await,
+            }
+        }
+        (None, Some(out)) => {
+            let mut folder = Folder::new(&out, args.fresh)?;
+            dissect::export(&job, &mut mesh, &mut folder).await?;
+            println!("{} units of {} in {}", folder.units().len(), counts(&job).total, out.display());
+            Ok(())
+        }
+        (None, None) => Err(Problem::input("--out is not given: it names the folder for the results")),
+    }
 }
 
 async fn create(args: CreateArgs) -> Result<(), Problem> {

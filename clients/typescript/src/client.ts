@@ -1,16 +1,18 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { randomUUID } from "node:crypto";
-import type { MessageInitShape } from "@bufbuild/protobuf";
+import { create, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
 import { Code, createClient, type Client as ServiceClient, type Interceptor } from "@connectrpc/connect";
 import { createGrpcTransport } from "@connectrpc/connect-node";
 import { Dissection } from "./dissection.js";
 import { DndError, Patience } from "./errors.js";
+import { type ProbingSource, ProbingSourceSchema } from "./gen/dnd/v1/activation_pb.js";
 import { DissectService, type SelectConceptRequestSchema } from "./gen/dnd/v1/dissect_pb.js";
 import type { Job, JobEvent, StageProgress } from "./gen/dnd/v1/job_pb.js";
 import { PictureService } from "./gen/dnd/v1/picture_pb.js";
 import type { DissectRequestSchema } from "./gen/dnd/v1/request_pb.js";
 import type { UnitResult } from "./gen/dnd/v1/result_pb.js";
-import { UploadService } from "./gen/dnd/v1/upload_pb.js";
+import { PictureListSchema, UploadService } from "./gen/dnd/v1/upload_pb.js";
+import { type Blob, digestOf, listed, pieces } from "./upload.js";
 
 /** How a mesh is spoken to. */
 export interface Connection {
@@ -33,7 +35,7 @@ export interface Following {
   signal?: AbortSignal;
 }
 
-/** Pictures that one call may ask for. */
+/** Digests that one call may name. */
 const MAX_DIGESTS = 10_000;
 
 /**
@@ -113,16 +115,47 @@ export class Client {
   /** The pictures that results name, by digest. What is not kept any more is left out. */
   async pictures(digests: Iterable<string>): Promise<Map<string, Uint8Array>> {
     const found = new Map<string, Uint8Array>();
-    const all = [...new Set(digests)];
-    for (let at = 0; at < all.length; at += MAX_DIGESTS) {
+    for (const some of chunks(digests)) {
       await retried(async () => {
-        for await (const { digest, result } of this.pictureService.getPictures({ digests: all.slice(at, at + MAX_DIGESTS) })) {
+        for await (const { digest, result } of this.pictureService.getPictures({ digests: some })) {
           if (result.case === "picture") found.set(digest, result.value);
         }
       });
     }
     return found;
   }
+
+  /** Uploads a file, if it is not there yet, and gives its digest. The target's is `{ digest, preprocessing }`. */
+  async upload(file: string): Promise<string> {
+    const digest = await digestOf(file);
+    await this.#upload(new Map([[digest, file]]));
+    return digest;
+  }
+
+  /** Uploads the pictures of a folder and its subfolders that are not there yet. */
+  async uploadPictures(folder: string): Promise<ProbingSource> {
+    const [list, blobs] = await listed(folder);
+    const encoded = toBinary(PictureListSchema, list);
+    const digest = await digestOf(encoded);
+    await this.#upload(blobs.set(digest, encoded));
+    return create(ProbingSourceSchema, { source: { case: "listDigest", value: digest } });
+  }
+
+  async #upload(blobs: ReadonlyMap<string, Blob>): Promise<void> {
+    for (const digests of chunks(blobs.keys())) {
+      await retried(async () => {
+        // What had arrived of a broken upload is not sent again.
+        const { missing } = await this.uploadService.checkUploads({ digests });
+        if (missing.length > 0) await this.uploadService.upload(pieces(missing, blobs));
+      });
+    }
+  }
+}
+
+/** Different digests, as many as one call takes. */
+function* chunks(digests: Iterable<string>): Generator<string[]> {
+  const every = [...new Set(digests)];
+  for (let at = 0; at < every.length; at += MAX_DIGESTS) yield every.slice(at, at + MAX_DIGESTS);
 }
 
 /** Makes a call, and makes it again while the mesh is away. What is asked here may be asked twice. */

@@ -1,9 +1,13 @@
 // The client over a mesh that breaks: what it asks again, what it tells, and what comes of it.
 import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createServer, type Http2Server, type ServerHttp2Session } from "node:http2";
 import type { AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { after, before, beforeEach, test } from "node:test";
-import { create, type MessageInitShape } from "@bufbuild/protobuf";
+import { create, fromBinary, type MessageInitShape } from "@bufbuild/protobuf";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { connectNodeAdapter } from "@connectrpc/connect-node";
 import { Client, DndError } from "../src/index.js";
@@ -11,12 +15,16 @@ import { DissectService, SelectConceptResponseSchema, WatchJobResponseSchema } f
 import type { JobEventSchema } from "../src/gen/dnd/v1/job_pb.js";
 import { PictureService } from "../src/gen/dnd/v1/picture_pb.js";
 import { UnitState } from "../src/gen/dnd/v1/result_pb.js";
+import { PictureListSchema, UploadService } from "../src/gen/dnd/v1/upload_pb.js";
 import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from "../src/gen/google/rpc/error_details_pb.js";
 
 let server: Http2Server;
 const sessions: ServerHttp2Session[] = [];
 let endpoint: string;
 let requestIds: string[], tokens: Set<string | null>, watched: bigint[], selections: number;
+let uploads: Map<string, Uint8Array>, uploadCalls: number;
+
+const digest = (bytes: Uint8Array) => createHash("sha256").update(bytes).digest("hex");
 
 const unit = (unit: number, label: string) => ({ layer: "colour", unit, label, labels: [label], state: UnitState.LABELLED });
 const events: MessageInitShape<typeof JobEventSchema>["event"][] = [
@@ -32,6 +40,24 @@ before(async () => {
   const routes = connectNodeAdapter({
     routes: (router) =>
       router
+        .service(UploadService, {
+          checkUploads: ({ digests }) => ({
+            missing: digests
+              .map((digest) => ({ digest, received: BigInt(uploads.get(digest)?.length ?? 0) }))
+              .filter((blob) => digest(uploads.get(blob.digest) ?? new Uint8Array()) !== blob.digest),
+          }),
+          // It goes away after the first piece that it ever took.
+          async upload(pieces) {
+            uploadCalls += 1;
+            for await (const { digest, size, offset, data } of pieces) {
+              const arrived = uploads.get(digest) ?? new Uint8Array();
+              assert.deepEqual([offset, data.length <= 1 << 20, offset + BigInt(data.length) <= size], [BigInt(arrived.length), true, true]);
+              uploads.set(digest, Buffer.concat([arrived, data]));
+              if (uploadCalls === 1) throw new ConnectError("gone", Code.Unavailable);
+            }
+            return {};
+          },
+        })
         .service(DissectService, {
           createJob({ request }, { requestHeader }) {
             tokens.add(requestHeader.get("authorization"));
@@ -90,6 +116,8 @@ beforeEach(() => {
   tokens = new Set();
   watched = [];
   selections = 0;
+  uploads = new Map();
+  uploadCalls = 0;
 });
 
 test("a job is followed through a full mesh and a broken stream", async () => {
@@ -132,6 +160,40 @@ test("whoever stops following is not kept", async () => {
 
 test("pictures that are not kept any more are left out", async () => {
   assert.deepEqual([...(await new Client(endpoint).pictures(["kept", "gone", "kept"])).keys()], ["kept"]);
+});
+
+test("a broken upload goes on where it stopped, and what is there is not sent again", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "dnd-"));
+  try {
+    const network = Buffer.from("0123456789".repeat(150_000));
+    writeFileSync(join(folder, "net.onnx"), network);
+    const client = new Client(endpoint);
+    for (let i = 0; i < 2; i++) assert.equal(await client.upload(join(folder, "net.onnx")), digest(network));
+    assert.deepEqual([...uploads.keys()], [digest(network)]);
+    assert.equal(digest(uploads.get(digest(network))!), digest(network));
+    assert.equal(uploadCalls, 2);
+    await assert.rejects(client.upload(join(folder, "none.onnx")), { code: "ENOENT" });
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+});
+
+test("a folder's pictures are uploaded, and listed by the bytes of their paths", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "dnd-"));
+  try {
+    mkdirSync(join(folder, "a"));
+    for (const name of ["b.PNG", "a/é.jpg", "a/z.jpg", "B.png", ".hidden.png", "notes.txt"]) writeFileSync(join(folder, name), name);
+    const { source } = await new Client(endpoint).uploadPictures(folder);
+    assert(source.case === "listDigest");
+    const { pictures } = fromBinary(PictureListSchema, uploads.get(source.value)!);
+    assert.deepEqual(pictures.map(({ path }) => path), ["B.png", "a/z.jpg", "a/é.jpg", "b.PNG"]);
+    for (const { path, digest } of pictures) assert.equal(Buffer.from(uploads.get(digest)!).toString(), path);
+    assert.equal(uploads.size, 5);
+    mkdirSync(join(folder, "none"));
+    await assert.rejects(new Client(endpoint).uploadPictures(join(folder, "none")), /no pictures in this folder/);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
 });
 
 test("nothing goes in the clear to another machine unless that is said", () => {

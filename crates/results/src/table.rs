@@ -1,5 +1,7 @@
 //! Results as a table: a unit a row.
 
+use bytes::Bytes;
+use dnd_mesh::Fault;
 use dnd_proto::v1::{UnitResult, UnitState};
 
 /// The columns' names.
@@ -14,7 +16,11 @@ pub fn row(unit: &UnitResult) -> [String; COLUMNS.len()] {
 
 /// What a unit's state is called.
 pub fn state(unit: &UnitResult) -> &'static str {
-    match unit.state() {
+    name(unit.state())
+}
+
+pub(crate) fn name(state: UnitState) -> &'static str {
+    match state {
         UnitState::Unspecified => "?",
         UnitState::Labelled => "labelled",
         UnitState::Dead => "dead",
@@ -25,6 +31,18 @@ pub fn state(unit: &UnitResult) -> &'static str {
 /// Text of models and file names as a table's cell: a spreadsheet must not take it for a formula.
 pub fn cell(text: &str) -> String {
     if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{text}") } else { text.to_owned() }
+}
+
+/// Cells as a row of a table's file.
+///
+/// # Errors
+///
+/// None but a defect.
+pub fn record(cells: &[impl AsRef<[u8]>]) -> Result<Bytes, Fault> {
+    let mut table = csv::Writer::from_writer(Vec::new());
+    let failed = |error: String| Fault::internal(format!("a row can't be written: {error}"));
+    table.write_record(cells).map_err(|error| failed(error.to_string()))?;
+    table.into_inner().map(Bytes::from).map_err(|error| failed(error.to_string()))
 }
 
 #[cfg(test)]

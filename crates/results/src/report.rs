@@ -1,18 +1,21 @@
-//! `report.html`: one file that opens anywhere. Each picture is in it once, as a thumbnail, and put in place when it is scrolled to.
+//! `report.html`: one file that opens anywhere. Each picture is in it once, as a thumbnail, and put in place when it is scrolled to. It is made a unit after the
+//! other, of which no more is kept than where the pictures are in it.
 
 use std::{collections::BTreeMap, io::Cursor};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use dnd_onnx::pictures::{PictureLimits, decode};
-use dnd_proto::v1::{Box as Area, Provenance, RankedConcept, UnitResult, Usage};
+use dnd_proto::v1::{Box as Area, Provenance, RankedConcept, UnitResult, UnitState, Usage};
 use image::{DynamicImage, ImageFormat, RgbaImage};
 use minijinja::{Environment, value::Serde, value::Value};
 use serde::Serialize;
 
-use crate::table::state;
+use crate::table::{name, state};
 
-const TEMPLATE: &str = include_str!("report.html");
+const HEAD: &str = include_str!("report/head.html");
+const UNIT: &str = include_str!("report/unit.html");
+const END: &str = include_str!("report/end.html");
 /// Longer side of a thumbnail.
 const THUMBNAIL: u32 = 112;
 /// Side of the frame that a picture is shown in, as the page's style has it.
@@ -26,9 +29,6 @@ const DRAWN: usize = 10;
 /// A report in the making.
 #[derive(Debug, Default)]
 pub struct Report {
-    units: Vec<Value>,
-    layers: Vec<String>,
-    states: BTreeMap<&'static str, usize>,
     album: Album,
 }
 
@@ -45,9 +45,9 @@ pub struct About<'r> {
     pub usage: Option<&'r Usage>,
 }
 
-/// The report as the template sees it.
+/// The head as its template sees it.
 #[derive(Serialize)]
-struct Filled<'r> {
+struct Head<'r> {
     version: &'static str,
     notices: Vec<&'r str>,
     warnings: &'r [String],
@@ -55,12 +55,17 @@ struct Filled<'r> {
     asked: Option<String>,
     models: Vec<(&'static str, String)>,
     parameters: String,
-    units: Vec<Value>,
+    units: usize,
     labelled: usize,
     dead: usize,
     failed: usize,
-    layers: Vec<String>,
-    /// Thumbnails as data URIs, by the keys that pictures have in the page.
+    layers: Vec<&'r str>,
+}
+
+/// A unit, and the thumbnails that are not in the page before it, as data URIs. Each has the number of those before it as its key.
+#[derive(Serialize)]
+struct Article<'r> {
+    unit: Unit<'r>,
     pictures: String,
 }
 
@@ -116,24 +121,22 @@ struct Drawn {
 }
 
 impl Report {
-    /// Adds a unit, whose pictures `picture` has by their digests. Takes as long as to decode them all.
-    pub fn add(&mut self, unit: &UnitResult, picture: &dyn Fn(&str) -> Option<Bytes>) {
-        if self.layers.last() != Some(&unit.layer) {
-            self.layers.push(unit.layer.clone());
-        }
-        *self.states.entry(state(unit)).or_default() += 1;
-        self.units.push(Value::from(Serde(&show(unit, &mut Pictures { album: &mut self.album, find: picture }))));
-    }
-
-    /// The page.
+    /// Begins a report of units of these layers and states; gives its first part, too.
     ///
     /// # Errors
     ///
-    /// What is wrong with the template, which would be a defect.
-    pub fn render(self, about: &About<'_>) -> Result<String, String> {
+    /// What is wrong with a template, here and below: that would be a defect.
+    pub fn begin<'r>(about: &About<'r>, units: impl Iterator<Item = (&'r str, UnitState)>) -> Result<(Self, String), String> {
         let About { provenance, warnings, skipped, usage } = *about;
-        let count = |state: &str| self.states.get(state).copied().unwrap_or_default();
-        let filled = Filled {
+        let (mut layers, mut states) = (Vec::new(), BTreeMap::<&str, usize>::new());
+        for (layer, state) in units {
+            if layers.last() != Some(&layer) {
+                layers.push(layer);
+            }
+            *states.entry(name(state)).or_default() += 1;
+        }
+        let count = |state: &str| states.get(state).copied().unwrap_or_default();
+        let head = Head {
             version: env!("CARGO_PKG_VERSION"),
             notices: notices(provenance),
             warnings,
@@ -141,18 +144,34 @@ impl Report {
             asked: usage.map(spent),
             models: models(provenance),
             parameters: provenance.and_then(|p| p.parameters.as_ref()).and_then(|p| serde_json::to_string_pretty(p).ok()).unwrap_or_default(),
+            units: states.values().sum(),
             labelled: count("labelled"),
             dead: count("dead"),
             failed: count("failed"),
-            pictures: serde_json::to_string(&self.album.thumbnails).map_err(|error| error.to_string())?,
-            units: self.units,
-            layers: self.layers,
+            layers,
         };
-        let failed = |error: minijinja::Error| format!("the report: {error:#}");
-        let mut environment = Environment::new();
-        environment.add_template("report.html", TEMPLATE).map_err(failed)?;
-        environment.get_template("report.html").map_err(failed)?.render(Value::from(Serde(&filled))).map_err(failed)
+        Ok((Self::default(), fill("head.html", HEAD, &head)?))
     }
+
+    /// The part of a unit, whose pictures `picture` has by their digests. Takes as long as to decode them all.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::begin`].
+    pub fn unit(&mut self, unit: &UnitResult, picture: &dyn Fn(&str) -> Option<Bytes>) -> Result<String, String> {
+        let unit = show(unit, &mut Pictures { album: &mut self.album, find: picture });
+        let pictures = serde_json::to_string(&std::mem::take(&mut self.album.thumbnails)).map_err(|error| error.to_string())?;
+        fill("unit.html", UNIT, &Article { unit, pictures })
+    }
+
+    /// The last part.
+    pub fn end(self) -> String {
+        END.to_owned()
+    }
+}
+
+fn fill(name: &str, template: &str, with: &impl Serialize) -> Result<String, String> {
+    Environment::new().render_named_str(name, template, Value::from(Serde(with))).map_err(|error| format!("the report: {error:#}"))
 }
 
 /// What the authors of the models want their users to be told.
@@ -290,7 +309,9 @@ type Size = (u32, u32);
 /// Thumbnails of pictures, each once.
 #[derive(Debug, Default)]
 struct Album {
+    /// Those that are not in the page yet.
     thumbnails: Vec<String>,
+    given: usize,
     known: BTreeMap<String, Option<Placed>>,
 }
 
@@ -353,7 +374,8 @@ impl Pictures<'_> {
 impl Album {
     fn add(&mut self, uri: String) -> usize {
         self.thumbnails.push(uri);
-        self.thumbnails.len() - 1
+        self.given += 1;
+        self.given - 1
     }
 }
 
