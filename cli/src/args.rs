@@ -16,7 +16,7 @@ use dnd_proto::v1::{DataFormat, FixedInput, Preprocessing, Resampling, ResizeMod
 use dnd_summarizer::LlmArgs;
 use serde::de::{DeserializeOwned, IntoDeserializer, value};
 
-use crate::problem::Problem;
+use crate::{card::CardArgs, problem::Problem};
 
 /// Which network, and how pictures become its input.
 #[derive(Debug, Clone, Args)]
@@ -139,6 +139,8 @@ pub(crate) struct MeshArgs {
     pub(crate) data: DataArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+    #[command(flatten)]
+    pub(crate) card: CardArgs,
     #[command(flatten)]
     pub(crate) activation: ActivationArgs,
     #[command(flatten)]

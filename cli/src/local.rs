@@ -94,16 +94,16 @@ impl Engines {
     pub(crate) fn load(&self, suite: &Suite, args: &MeshArgs, blobs: Arc<Blobs>) -> Result<(), Fault> {
         runtime::library_path()?;
         self.load_activation(args, blobs);
-        self.captioner.fill(Captioner::load(&suite.model("captioner"), &args.captioner, &args.engine)?);
-        self.summarizer.fill(Summarizer::open(&suite.model("summarizer"), &args.engine, &args.llm)?);
-        self.diffusion.fill(Diffusion::load(&suite.model("diffusion"), &args.engine)?);
-        self.clip.fill(Clip::load(&suite.model("clip"), &args.engine)?);
+        self.captioner.fill(Captioner::load(&suite.model("captioner"), &args.captioner, &args.engine_of("captioner"))?);
+        self.summarizer.fill(Summarizer::open(&suite.model("summarizer"), &args.engine_of("summarizer"), &args.llm)?);
+        self.diffusion.fill(Diffusion::load(&suite.model("diffusion"), &args.engine_of("diffusion"))?);
+        self.clip.fill(Clip::load(&suite.model("clip"), &args.engine_of("clip"))?);
         Ok(())
     }
 
     /// Puts in the activation engine, which loads nothing before it is asked.
     pub(crate) fn load_activation(&self, args: &MeshArgs, blobs: Arc<Blobs>) {
-        self.activation.fill(Activation::new(args.engine.clone(), args.activation.clone(), blobs));
+        self.activation.fill(Activation::new(args.engine_of("target"), args.activation.clone(), blobs));
     }
 
     /// Adds the services of all engines.
@@ -128,6 +128,7 @@ pub(crate) struct LocalMesh {
 impl LocalMesh {
     /// Makes it; nothing is loaded yet.
     pub(crate) async fn new(args: &MeshArgs, works_on: WorksOn) -> Result<Self, Problem> {
+        args.check_card().await?;
         let data = Data::open(&args.data).await.map_err(|e| Problem::failure(e.to_string()))?;
         let blobs = Arc::clone(&data.blobs);
         let engines = Engines::default();

@@ -1,6 +1,7 @@
 //! `dnd`: labels neurons of vision networks in words.
 
 mod args;
+mod card;
 mod commands;
 mod inputs;
 mod local;

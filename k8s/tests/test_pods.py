@@ -71,6 +71,15 @@ def test_containers_have_requests_and_limits(overlay, workload):
         assert containers(workload)[0]["image"].endswith("-cuda")
 
 
+def test_the_models_of_one_card_have_limits_that_leave_room_for_cuda():
+    environ = environment("single-gpu", containers(named("single-gpu", "Deployment", "mesh"))[0])
+    limits = dict(limit.split("=") for limit in environ["DND_GPU_MEMORY_FOR"].split(","))
+    assert sorted(limits) == ["captioner", "clip", "diffusion", "summarizer", "target"]
+    targets = int(environ["DND_TARGETS"])
+    together = sum(int(limit) * (targets if model == "target" else 1) for model, limit in limits.items())
+    assert together == 21504 and together + 400 * (1 + targets) <= 23034, "as the manifest says"
+
+
 @pytest.mark.parametrize(("overlay", "workload"), every())
 def test_images_are_this_project_s_by_a_version(overlay, workload):
     version = re.search(r'^version = "(.*)"', (ROOT / "Cargo.toml").read_text(), re.M)[1]

@@ -64,8 +64,8 @@ fn page() -> String {
          Its keys are the long names of the flags, with `-` or `_`; a list is a list, and a flag without a value is `true` or `false`. A key that the program does not have is refused, \
          with the nearest one that it has. The commands of `dnd` share a file: each takes what it knows. In a cluster mount a ConfigMap, and a Secret if there are \
          passwords in it.\n\n\
-         `--print-config` prints what each option is set to and by what, and checks it all; what it prints is a file that says the same. Values that may hold a \
-         password are not printed.\n\n\
+         `--print-config` prints what each option is set to and by what, and checks it all; what it prints is a file that says the same. Where something is missing it \
+         prints what there is, names that, and ends with exit code 2. Values that may hold a password are not printed.\n\n\
          Not options: `DND_LLM_KEY` (the key of a language model over HTTP), `ORT_DYLIB_PATH` (ONNX Runtime's library), `RUST_LOG` (wins over `log`), `OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER` and \
          `OTEL_TRACES_SAMPLER_ARG`, and the object store's `AWS_*` and `GOOGLE_*`, are read from the environment alone.\n\n\
          This page is made of the programs' own lists (`--print-config=options`).\n\n## The services\n\n{}\n## `dnd`\n\n{}",
@@ -110,6 +110,23 @@ fn flags_win_over_variables_and_these_over_the_file_in_every_service() {
         fs::write(&file, format!("{needed}garce = 1\n")).unwrap();
         let (code, _, err) = run(name, &[], &variables);
         assert!(code == Some(2) && err.contains("some.toml: garce") && err.contains("is grace meant?"), "{name}: {err}");
+    }
+}
+
+#[test]
+fn what_is_missing_is_named_beside_all_that_is_there() {
+    for (program, args, missing) in [
+        ("dnd-captioner", &["--batch", "3"][..], "model"),
+        ("dnd-orchestrator", &["--clip", "http://c:1", "--summarizer", "http://s:1", "--captioner", "http://c:1"], "activation, diffusion"),
+        ("dnd", &["dissect", "--layer", "l", "--images", "i", "--out", "o"], "target"),
+    ] {
+        let (code, out, err) = run(program, &[args, &["--print-config"]].concat(), &[("DND_LOG", "debug")]);
+        assert_eq!(code, Some(2), "{err}{out}");
+        assert!(
+            out.contains(&format!("# Missing: {missing}\n")) && out.lines().any(|line| line.starts_with("log = \"debug\"") && line.ends_with("# env DND_LOG")),
+            "{out}"
+        );
+        assert!(missing.split(", ").all(|name| err.contains(&format!("--{name} "))), "{err}");
     }
 }
 

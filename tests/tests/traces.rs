@@ -14,6 +14,7 @@ use dnd_proto::v1::{EmbedTextsRequest, embedding_service_client::EmbeddingServic
 use dnd_testing::{pictures, sketch, write_pictures};
 use dnd_tests::{Mesh, Service, dnd, get, get_as};
 use opentelemetry_proto::tonic::trace::v1::Span;
+use tempfile::TempDir;
 use tokio::runtime::Handle;
 use tonic::Request;
 
@@ -163,40 +164,114 @@ async fn a_unit_is_one_tree_over_all_services() {
     assert_eq!(spans.iter().map(|(service, _)| service.as_str()).collect::<BTreeSet<_>>(), BTreeSet::from(ALL));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_unit_is_one_tree_also_when_its_orchestrator_was_killed_over_it() {
-    const DRAW: (&str, &str) = ("dnd-diffusion", "dnd.v1.DiffusionService/Generate");
+/// A mesh that works on a job of one unit, and has begun to draw for it.
+struct Drawing {
+    mesh: Mesh,
+    orchestrator: Service,
+    job: String,
+    /// What its orchestrators are told.
+    told: Vec<String>,
+    folder: TempDir,
+}
+
+impl Drawing {
+    /// Gives the job to another orchestrator.
+    fn go_on_with_another(&mut self) {
+        self.orchestrator = self.mesh.another_orchestrator(&self.told.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+
+    /// Waits until the job is paused.
+    fn wait_for_the_pause(&self) {
+        let since = Instant::now();
+        while !dnd(self.folder.path(), &["jobs", "show", &self.job, "--json", "--endpoint", &self.orchestrator.url()]).out.contains("JOB_STATE_PAUSED") {
+            assert!(since.elapsed() < Duration::from_secs(120), "{}", self.orchestrator.log());
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+/// What a collector gets of a job of one unit to which something happens while pictures are drawn for it: the spans that are units, and all.
+async fn disturbed(happens: impl FnOnce(&mut Drawing) + Send + 'static) -> (Vec<Span>, Vec<(String, Span)>) {
     let spans = Collector::of(|collector, url| {
         let folder = tempfile::tempdir().unwrap();
         write_pictures(&folder.path().join("pictures"), &pictures(40, 8));
-        let mut mesh = Mesh::start_with(&sketch(""), &["--otlp", url]);
+        let mesh = Mesh::start_with(&sketch(""), &["--otlp", url]);
         let data = folder.path().join("data").to_str().unwrap().to_owned();
-        let start = |mesh: &Mesh| mesh.another_orchestrator(&["--otlp", url, "--data", &data, "--lease", "2"]);
-        let mut first = start(&mesh);
+        let told = ["--otlp", url, "--data", &data, "--lease", "2"].map(str::to_owned).to_vec();
+        let orchestrator = mesh.another_orchestrator(&told.iter().map(String::as_str).collect::<Vec<_>>());
         let target = sketch("targets/planted/planted.onnx");
         let what = ["jobs", "create", "--layer", "colour", "--units", "0", "--num-inference-steps", "40", "--images-per-concept", "8", "--candidates", "2"];
-        let ran = dnd(folder.path(), &[&what[..], &["--images", "pictures", "--target", target.to_str().unwrap(), "--endpoint", &first.url()]].concat());
+        let ran = dnd(folder.path(), &[&what[..], &["--images", "pictures", "--target", target.to_str().unwrap(), "--endpoint", &orchestrator.url()]].concat());
         assert_eq!(ran.code, 0, "{}", ran.err);
+        let mut drawing = Drawing { mesh, orchestrator, job: ran.out.trim().to_owned(), told, folder };
         let since = Instant::now();
         let summarized = || collector.0.lock().unwrap().iter().any(|(_, span)| span.name == "STAGE_SUMMARIZE");
         while !summarized() {
-            assert!(since.elapsed() < Duration::from_secs(120), "{}", first.log());
+            assert!(since.elapsed() < Duration::from_secs(120), "{}", drawing.orchestrator.log());
             thread::sleep(Duration::from_millis(20));
         }
-        first.kill();
-        let mut second = start(&mesh);
-        let ran = dnd(folder.path(), &["jobs", "watch", ran.out.trim(), "--endpoint", &second.url()]);
+        happens(&mut drawing);
+        let Drawing { mut mesh, mut orchestrator, job, folder, .. } = drawing;
+        let ran = dnd(folder.path(), &["jobs", "watch", &job, "--endpoint", &orchestrator.url()]);
         assert_eq!(ran.code, 0, "{}", ran.err);
-        assert_eq!(second.terminate(), Some(0), "{}", second.log());
+        assert_eq!(orchestrator.terminate(), Some(0), "{}", orchestrator.log());
         for service in &mut mesh.models {
             assert_eq!(service.terminate(), Some(0), "{}", service.log());
         }
     })
     .await;
-    let units: Vec<&Span> = spans.iter().map(|(_, span)| span).filter(|span| span.name == "unit").collect();
-    assert_eq!(units.len(), 1);
-    let calls = tree(&spans, units[0]);
-    assert!(calls.iter().filter(|call| **call == DRAW).count() >= 2, "it was killed while pictures were drawn, and others were drawn after it: {calls:?}");
+    let mut units: Vec<Span> = spans.iter().map(|(_, span)| span).filter(|span| span.name == "unit").cloned().collect();
+    units.sort_by_key(|unit| unit.start_time_unix_nano);
+    (units, spans)
+}
+
+/// Checks that a unit that was taken over by another orchestrator, while pictures were drawn, is one tree.
+fn taken_over(units: &[Span], spans: &[(String, Span)]) {
+    const DRAW: (&str, &str) = ("dnd-diffusion", "dnd.v1.DiffusionService/Generate");
+    let [unit] = units else { panic!("{units:?}") };
+    let calls = tree(spans, unit);
+    assert!(calls.iter().filter(|call| **call == DRAW).count() >= 2, "some were drawn for the first, and others for the second: {calls:?}");
     let services: BTreeSet<&str> = calls.iter().map(|(service, _)| *service).chain(["dnd-orchestrator"]).collect();
     assert_eq!(services, BTreeSet::from(ALL));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unit_is_one_tree_also_when_its_orchestrator_was_killed_over_it() {
+    let (units, spans) = disturbed(|drawing| {
+        drawing.orchestrator.kill();
+        drawing.go_on_with_another();
+    })
+    .await;
+    taken_over(&units, &spans);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unit_is_one_tree_also_when_its_orchestrator_was_stopped_over_it() {
+    let (units, spans) = disturbed(|drawing| {
+        assert_eq!(drawing.orchestrator.terminate(), Some(0), "{}", drawing.orchestrator.log());
+        drawing.go_on_with_another();
+    })
+    .await;
+    taken_over(&units, &spans);
+}
+
+/// Checks that a unit was worked on twice, each time in a trace of its own, and that the second leads to the first.
+fn linked(units: &[Span], spans: &[(String, Span)]) {
+    let [first, second] = units else { panic!("{units:?}") };
+    assert_ne!(first.trace_id, second.trace_id);
+    assert!(second.parent_span_id.is_empty() && first.links.is_empty());
+    let links: Vec<(&[u8], &[u8])> = second.links.iter().map(|link| (link.trace_id.as_slice(), link.span_id.as_slice())).collect();
+    assert_eq!(links, [(first.trace_id.as_slice(), first.span_id.as_slice())]);
+    tree(spans, second);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unit_that_was_given_back_begins_a_new_trace_that_leads_to_the_one_before() {
+    let (units, spans) = disturbed(|drawing| {
+        drawing.mesh.models[3].kill();
+        drawing.wait_for_the_pause();
+        drawing.mesh.models[3].restart();
+    })
+    .await;
+    linked(&units, &spans);
 }

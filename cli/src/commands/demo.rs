@@ -13,6 +13,7 @@ use self::marks::{Marks, PlantedUnit};
 use super::dissect::{Ran, dissect, outcome, request};
 use crate::{
     args::{MeshArgs, TargetFlags},
+    card::CardArgs,
     inputs::{Images, TargetFile},
     local::Suite,
     mesh::Mesh,
@@ -32,6 +33,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     engine: dnd_onnx::runtime::EngineArgs,
     #[command(flatten)]
+    card: CardArgs,
+    #[command(flatten)]
     activation: dnd_activation::ActivationArgs,
     #[command(flatten)]
     orchestrator: dnd_orchestrator::OrchestratorArgs,
@@ -48,8 +51,14 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Problem> {
     let trained = TargetFile::open(&suite.target("resnet")?, &TargetFlags::default())?;
     let images = Images::open(&[suite.probing_set()?])?;
     let marks = Marks::read(&args.models, &planted.path)?;
-    let mesh_args =
-        MeshArgs { models: Some(args.models), engine: args.engine, activation: args.activation, orchestrator: args.orchestrator, ..MeshArgs::default() };
+    let mesh_args = MeshArgs {
+        models: Some(args.models),
+        engine: args.engine,
+        card: args.card,
+        activation: args.activation,
+        orchestrator: args.orchestrator,
+        ..MeshArgs::default()
+    };
 
     println!("Labelling the neurons of two small networks: {} units whose concepts are known, and 20 of a trained one.", marks.units.len());
     println!("Pictures are drawn in {STEPS} steps; the method's default is 50.");

@@ -14,6 +14,7 @@ use dnd_orchestrator::WorksOn;
 
 use crate::{
     args::MeshArgs,
+    card::CardArgs,
     local::{LocalMesh, Suite, no_suite},
     problem::Problem,
 };
@@ -50,6 +51,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     engine: dnd_onnx::runtime::EngineArgs,
     #[command(flatten)]
+    card: CardArgs,
+    #[command(flatten)]
     activation: dnd_activation::ActivationArgs,
     #[command(flatten)]
     captioner: dnd_captioner::CaptionerArgs,
@@ -68,9 +71,10 @@ pub(crate) async fn run(args: Args, log: &str) -> Result<ExitCode, Problem> {
     if !suite.notice.is_empty() {
         eprintln!("{}: {}", suite.name, suite.notice);
     }
-    let Args { data, engine, mut activation, captioner, orchestrator, llm, tls, access, .. } = args;
+    let Args { data, engine, card, mut activation, captioner, orchestrator, llm, tls, access, .. } = args;
     activation.remote = !args.listen.ip().is_loopback();
-    let all = MeshArgs { models: None, endpoint: None, data, engine, activation, captioner, orchestrator, llm, token_file: None, tls: TlsArgs::default() };
+    let all =
+        MeshArgs { models: None, endpoint: None, data, engine, card, activation, captioner, orchestrator, llm, token_file: None, tls: TlsArgs::default() };
     let local = LocalMesh::new(&all, WorksOn::AllJobs).await?;
     let pages = args.http.map(|listen| GatewayArgs {
         listen,

@@ -38,6 +38,10 @@ pub fn parse<P: Parser>() -> P {
             let _ = std::io::stdout().write_all(text.as_bytes());
             std::process::exit(0)
         }
+        Ok(Told::Incomplete(text, error)) => {
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            error.exit()
+        }
         Err(error) => error.exit(),
     }
 }
@@ -46,6 +50,8 @@ pub fn parse<P: Parser>() -> P {
 enum Told<P> {
     Options(P),
     Printed(String),
+    /// What there is to print, and why it is not all that there has to be.
+    Incomplete(String, clap::Error),
 }
 
 fn command<P: Parser>() -> Command {
@@ -61,7 +67,8 @@ fn command<P: Parser>() -> Command {
 fn read<P: Parser>(mut args: Vec<OsString>) -> Result<Told<P>, clap::Error> {
     let mut command = command::<P>();
     // A first look, whatever is wrong or missing: the file may have it.
-    let first = command.clone().ignore_errors(true).try_get_matches_from(&args)?;
+    let lenient = command.clone().ignore_errors(true);
+    let first = lenient.clone().try_get_matches_from(&args)?;
     command.build();
     let (asked, told) = innermost(&command, &first);
     if told.get_one::<String>(PRINT).is_some_and(|what| what == OPTIONS) {
@@ -75,12 +82,26 @@ fn read<P: Parser>(mut args: Vec<OsString>) -> Result<Told<P>, clap::Error> {
     // What comes after a bare `--` is no flag.
     let end = args.iter().position(|arg| arg == "--").unwrap_or(args.len());
     args.splice(end..end, flags.values().flatten().cloned());
-    let matches = command.try_get_matches_from_mut(&args).map_err(|error| file.blame(error, &flags, &mut command))?;
+    let from_file = flags.keys().map(String::as_str).collect();
+    let matches = match command.try_get_matches_from_mut(&args) {
+        Err(error) if error.kind() == ErrorKind::MissingRequiredArgument && told.contains_id(PRINT) => {
+            let there = lenient.try_get_matches_from(&args)?;
+            let (asked, told) = innermost(&command, &there);
+            return Ok(Told::Incomplete(values(asked, told, &file, &from_file, &missing(&error)), error));
+        }
+        matches => matches.map_err(|error| file.blame(error, &flags, &mut command))?,
+    };
     let (asked, told) = innermost(&command, &matches);
     if told.contains_id(PRINT) {
-        return Ok(Told::Printed(values(asked, told, &file, &flags.keys().map(String::as_str).collect())));
+        return Ok(Told::Printed(values(asked, told, &file, &from_file, &[])));
     }
     P::from_arg_matches(&matches).map(Told::Options).map_err(|error| error.format(&mut command))
+}
+
+/// What an error says is missing, by name.
+fn missing(error: &clap::Error) -> Vec<&str> {
+    let Some(ContextValue::Strings(missing)) = error.get(ContextKind::InvalidArg) else { return Vec::new() };
+    missing.iter().filter_map(|arg| arg.trim_start_matches('-').split(' ').next()).collect()
 }
 
 /// The command that was asked for: `dnd`'s have commands of their own.
@@ -202,12 +223,12 @@ fn value_of(text: &str) -> Value {
 }
 
 /// What each option of a command is set to, and by what, as a file that says the same. What may hold a password is not shown.
-fn values(asked: &Command, told: &ArgMatches, file: &File, from_file: &BTreeSet<&str>) -> String {
+fn values(asked: &Command, told: &ArgMatches, file: &File, from_file: &BTreeSet<&str>, missing: &[&str]) -> String {
     let (mut set, mut unset) = (Vec::new(), Vec::new());
     for (name, arg) in options(asked) {
         let id = arg.get_id().as_str();
         let Some(source) = told.value_source(id) else {
-            unset.push(name);
+            unset.extend((!missing.contains(&name)).then_some(name));
             continue;
         };
         let by = match source {
@@ -234,8 +255,10 @@ fn values(asked: &Command, told: &ArgMatches, file: &File, from_file: &BTreeSet<
     for (line, by) in set {
         let _ = writeln!(text, "{line:width$}  # {by}");
     }
-    if !unset.is_empty() {
-        let _ = writeln!(text, "# Not set: {}", unset.join(", "));
+    for (what, names) in [("Missing", missing), ("Not set", &unset)] {
+        if !names.is_empty() {
+            let _ = writeln!(text, "# {what}: {}", names.join(", "));
+        }
     }
     text
 }
@@ -383,6 +406,20 @@ mod tests {
         assert!(text.contains("# endpoint is set, and not shown") && !text.contains("secret") && text.contains("# Not set: cert, key, mean"), "{text}");
         let by_flags = options_of("model = \"m\"\nimages = [\"a\"]", &["--edge", "5"]);
         assert_eq!(options_of(&text, &[]), by_flags);
+    }
+
+    #[test]
+    fn what_is_missing_is_named_beside_what_there_is() {
+        for (file, missing) in
+            [("log = \"x\"\nbatch-size = 3", "# Missing: model\n"), ("log = \"x\"\nbatch-size = 3\nmodel = \"m\"\ncert = \"c\"", "# Missing: key\n")]
+        {
+            let Ok(Told::Incomplete(text, error)) = told(file, &["--edge", "5", "--print-config"]) else { panic!("{file}") };
+            for (line, by) in [("log = \"x\"", "file "), ("batch-size = 3", "file "), ("edge = 5", "flag"), ("insecure = false", "default")] {
+                assert!(text.lines().any(|said| said.starts_with(line) && said.contains(&format!("  # {by}"))), "{line}: {text}");
+            }
+            assert!(text.contains(missing) && text.contains("# Not set: ") && !text.contains("model,"), "{text}");
+            assert_eq!(error.exit_code(), 2, "{error}");
+        }
     }
 
     #[test]

@@ -99,6 +99,8 @@ pub async fn serve<E>(args: &ServeArgs, services: Services, load: impl FnOnce() 
 where
     E: std::fmt::Display + Send + 'static,
 {
+    // Goes after telemetry: the spans of work that the end cuts off are left to whoever goes on with it, as those of a process that was killed are.
+    let _cut_off = services.clone();
     let _telemetry = telemetry::init(&args.log, args.otlp.as_deref());
     let guard = Guard::open(&args.access).map_err(ServeError::Access)?;
     // Callers that show tokens need no certificate.

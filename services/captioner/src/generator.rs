@@ -1,5 +1,7 @@
 //! Captions that are written token by token: an encoder that sees, and a decoder that attends to what it saw or goes on from it.
 
+use std::path::{Path, PathBuf};
+
 use dnd_mesh::{
     Fault,
     batch::{self, Stop, Worker},
@@ -205,7 +207,8 @@ impl Generator {
         };
         let tokenizer = Tokenizer::of(folder, "")?;
         let seen = if embeddings.is_some() { "image_features" } else { "last_hidden_state" };
-        let args = &args.for_model(folder.bytes()?);
+        let graphs: Vec<&Path> = [Some(&encoder), embeddings.as_ref(), Some(&decoder)].into_iter().flatten().map(PathBuf::as_path).collect();
+        let args = &args.for_model(folder.bytes()?).for_graphs(&graphs)?;
         let generators = (0..args.session_count())
             .map(|_| {
                 let vision = runtime::session(&encoder, args)?;

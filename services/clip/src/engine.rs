@@ -53,7 +53,7 @@ impl Clip {
         let pre = Preprocessor::new(&pre)?;
         let (vision, text) = encoders(&folder)?;
         let text_tokens = FixedLength::read(&folder, "", config.text_config.max_position_embeddings)?;
-        let args = &args.for_model(folder.bytes()?);
+        let args = &args.for_model(folder.bytes()?).for_graphs(&[&vision, &text])?;
         let images = (0..args.session_count()).map(|_| ImageRunner::load(&vision, &pre, &text_tokens, args)).collect::<Result<Vec<_>, _>>()?;
         // Texts are few and short: one session is enough for them.
         let length = text_tokens.length();

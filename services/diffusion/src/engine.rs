@@ -55,7 +55,7 @@ impl Diffusion {
     pub fn load(folder: &Path, args: &EngineArgs) -> Result<Self, Error> {
         let folder = ModelFolder::open(folder)?;
         let parts = Parts::read(&folder)?;
-        let args = &args.for_model(folder.bytes()?);
+        let args = &args.for_model(folder.bytes()?).for_graphs(&parts.graphs())?;
         let runners = (0..args.session_count()).map(|_| Runner::load(&parts, args)).collect::<Result<Vec<_>, _>>()?;
         let limits = ModelLimits { picture_bytes: 0, picture_pixels: 0, text_tokens: parts.text_length() as u32, batch: args.batch() as u32 };
         let mut model = folder.model("stable-diffusion", args, limits)?;

@@ -111,6 +111,11 @@ impl Parts {
         })
     }
 
+    /// The graphs that each pipeline has a session of.
+    pub(crate) fn graphs(&self) -> [&Path; 3] {
+        [&self.text_encoder, &self.unet, &self.vae_decoder]
+    }
+
     /// Tokens that a text is cut or padded to.
     pub fn text_length(&self) -> usize {
         self.text.length()

@@ -171,7 +171,7 @@ impl OnnxModel {
         let path = folder.file("language model", &[&file])?;
         let tokenizer = Tokenizer::of(&folder, "")?;
         let chat = ChatTemplate::read(&folder)?;
-        let args = &args.for_model(folder.bytes()?);
+        let args = &args.for_model(folder.bytes()?).for_graphs(&[&path])?;
         let runners = (0..args.session_count())
             .map(|_| Ok(Runner { decoder: Decoder::load(&path, None, &names, args)?, ends: ends.clone() }))
             .collect::<Result<Vec<_>, Error>>()?;
