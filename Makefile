@@ -31,11 +31,14 @@ demo: setup ## label the neurons of two small networks with the whole mesh; repo
 	@ln -sf "$(ORT_DYLIB_PATH)" target/release/libonnxruntime.so
 	target/release/dnd demo --out out/demo
 
-test: setup ## all tests but the long ones
+test: setup ## all tests but the long ones (installs what they need: PostgreSQL, Chromium and Go of Debian, packages of npm and pip)
 	@scripts/photographs.sh
 	cargo build --workspace --bins --locked
 	$(with_postgres) cargo test --workspace --locked
 	scripts/k8s.sh
+	scripts/lint.sh proto
+	scripts/clients.sh test
+	scripts/ui.sh
 
 test-long: test ## the tests that take long, too
 	$(with_postgres) cargo test --workspace --locked $(LONG:%=--test %) -- --ignored --nocapture
@@ -55,10 +58,10 @@ fuzz: ## fuzz what takes bytes from anyone, FUZZ_SECONDS each (needs a nightly c
 		cargo +nightly fuzz run $$entry fuzz/corpus/$$entry fuzz/seeds/$$entry -- -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=4096 -timeout=20; \
 	done
 
-test-ui: setup ## the pages in a browser (installs chromium if it is missing, and the tests' packages of npm)
+test-ui: setup ## the pages in a browser (part of test)
 	scripts/ui.sh
 
-test-clients: setup ## the clients in Python, TypeScript and Go, each against `dnd` over the mesh (installs what they need)
+test-clients: setup ## the clients in Python, TypeScript and Go, each against `dnd` over the mesh (part of test)
 	scripts/clients.sh test
 
 bench: setup ## benchmarks: ratios against a reference in the same run
@@ -75,7 +78,7 @@ lint: setup ## format, clippy, dependencies, proto
 fmt: ## format the code
 	cargo fmt --all
 
-proto: ## lint the API
+proto: ## lint the API, and hold it against the last release's (part of test)
 	scripts/lint.sh proto
 
 models: ## train and export the sketch suite again, from nothing (hours)
