@@ -43,7 +43,7 @@ pub(crate) async fn export(
     }
     let name = format!("dnd-{}.{}", job.job_id, format.ending());
     let Gateway { dissect, pictures, stopping, .. } = gateway;
-    let file = dnd_results::export(Mesh { dissect, pictures, metadata: caller.asks(()).into_parts().0 }, job, format, layer);
+    let file = dnd_results::export(Mesh { dissect, pictures, metadata: caller.asks(()).into_parts().0 }, job, format, layer)?;
     let body = Body::from_stream(file.take_until(stopping.cancelled_owned()));
     Ok(([(header::CONTENT_TYPE, format.media_type())], attachment(&name), body).into_response())
 }

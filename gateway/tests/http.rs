@@ -356,6 +356,8 @@ async fn a_jobs_results_are_exported_for_other_programs() {
     assert_eq!((&refused["field"], refused["detail"].as_str().unwrap().contains("1001 units")), (&json!("format"), true));
     assert_eq!(large.get("/v1/jobs/synthetic/export?format=html&layer=conv1").await.status(), StatusCode::OK);
     problem(gateway.get("/v1/jobs/synthetic/export?format=pdf").await, 400).await;
+    let elsewhere = problem(gateway.get("/v1/jobs/synthetic/export?format=csv&layer=layer1").await, 400).await;
+    assert_eq!((&elsewhere["field"], elsewhere["detail"].as_str().unwrap().contains("conv1, layer1.2")), (&json!("layer"), true));
     problem(gateway.get("/v1/jobs/none/export?format=csv").await, 404).await;
 }
 

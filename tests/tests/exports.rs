@@ -1,7 +1,12 @@
 //! What `dnd` writes of a job, and what the gateway sends of it, are the same files.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use dnd_testing::{pictures, sketch, write_pictures};
 use dnd_tests::{Service, dnd, get_as};
@@ -14,6 +19,18 @@ fn done(folder: &Path, args: &[&str]) -> String {
     ran.out
 }
 
+/// The pages' port opens for itself, a little after the mesh's or before.
+fn the_pages_address(port_file: &Path) -> String {
+    let since = Instant::now();
+    loop {
+        match fs::read_to_string(port_file) {
+            Ok(address) if !address.is_empty() => return address,
+            _ => assert!(since.elapsed() < Duration::from_secs(120), "the pages have no address"),
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
 #[test]
 fn a_job_is_exported_by_the_command_line_as_by_the_gateway_in_every_format() {
     let temporary = tempfile::tempdir().unwrap();
@@ -21,7 +38,7 @@ fn a_job_is_exported_by_the_command_line_as_by_the_gateway_in_every_format() {
     write_pictures(&folder.join("pictures"), &pictures(40, 4));
     let (suite, target, port) = (sketch(""), sketch("targets/planted/planted.onnx"), folder.join("http"));
     let mesh = Service::start("dnd", &["up", "--models", suite.to_str().unwrap(), "--http", "127.0.0.1:0", "--http-port-file", port.to_str().unwrap()]);
-    let gateway = fs::read_to_string(&port).unwrap();
+    let gateway = the_pages_address(&port);
     let at = ["--endpoint", &mesh.url()];
 
     let fixed =

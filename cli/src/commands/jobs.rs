@@ -166,7 +166,7 @@ async fn export(args: ExportArgs) -> Result<(), Problem> {
     match (args.format, args.out) {
         (Some(format), out) => {
             let results = dnd_results::Mesh { dissect: mesh.dissect.clone(), pictures: mesh.pictures.clone(), metadata: MetadataMap::new() };
-            let parts = dnd_results::export(results, job, format, args.layer);
+            let parts = dnd_results::export(results, job, format, args.layer)?;
             match out {
                 Some(path) => write_parts(&path, args.fresh, parts).await,
                 None => print_parts(parts).await,

@@ -85,20 +85,31 @@ pub struct Mesh {
 ///
 /// # Errors
 ///
-/// What the mesh said, where it stopped.
-pub fn export(mesh: Mesh, job: Job, format: Format, layer: String) -> BoxStream<'static, Result<Bytes, Status>> {
+/// `INVALID_FIELD` for a layer that the job does not have; in the stream what the mesh said, where it stopped.
+pub fn export(mesh: Mesh, job: Job, format: Format, layer: String) -> Result<BoxStream<'static, Result<Bytes, Status>>, Fault> {
+    has_layer(&job, &layer)?;
     let ended = mesh.clone().ended(job.job_id.clone(), layer);
     if format == Format::Html {
-        return stream::once(report(mesh, job, ended)).try_flatten().boxed();
+        return Ok(stream::once(report(mesh, job, ended)).try_flatten().boxed());
     }
     let units = mesh.results(job.job_id.clone(), ended);
-    match format {
+    Ok(match format {
         Format::Csv => rows(&table::COLUMNS, units, |unit| Some(table::record(&table::row(unit)))).boxed(),
         Format::Cosy => rows(&["layer", "unit", "description"], units, cosy).boxed(),
         Format::Neuronpedia => units.and_then(move |unit| std::future::ready(line(&neuronpedia(&job, &unit)))).boxed(),
         Format::Parquet => columns::file(units).boxed(),
         Format::Jsonl | Format::Html => units.and_then(|unit| std::future::ready(line(&unit))).boxed(),
+    })
+}
+
+/// Holds that a layer is one of a job's, or none is named.
+fn has_layer(job: &Job, layer: &str) -> Result<(), Fault> {
+    let layers = job.accepted.as_ref().map(|accepted| &accepted.layers);
+    if layer.is_empty() || layers.is_none_or(|layers| layers.iter().any(|of| of.layer == layer)) {
+        return Ok(());
     }
+    let layers: Vec<&str> = layers.into_iter().flatten().map(|of| of.layer.as_str()).collect();
+    Err(Fault::field("layer", format!("the job has no layer {layer:?}; it has {}", layers.join(", "))))
 }
 
 impl Mesh {

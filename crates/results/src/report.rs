@@ -1,5 +1,5 @@
-//! `report.html`: one file that opens anywhere. Each picture is in it once, as a thumbnail, and put in place when it is scrolled to. It is made a unit after the
-//! other, of which no more is kept than where the pictures are in it.
+//! `report.html`: one file that opens anywhere. Each picture is in it once, as a thumbnail, and put in place when it is scrolled to. It is made a unit
+//! after the other, of which no more is kept than where the pictures are in it.
 
 use std::{collections::BTreeMap, io::Cursor};
 
