@@ -59,24 +59,6 @@ export async function open(browser, url, width, colorScheme = "light") {
   return page;
 }
 
-/** How much slower than slow cores this machine is just now, at least 1: a piece of a page's work, against the time that it took there. */
-export async function slowness(page) {
-  const took = await page.evaluate(() => {
-    const work = () => {
-      const since = performance.now();
-      for (let i = 0; i < 100; i++) {
-        const list = document.createElement("ul");
-        for (let j = 0; j < 50; j++) list.append(Object.assign(document.createElement("li"), { textContent: `unit ${i} ${j}` }));
-        document.body.replaceChildren(list);
-        list.offsetHeight;
-      }
-      return performance.now() - since;
-    };
-    return Math.min(...Array.from({ length: 6 }, work));
-  });
-  return Math.max(1, took / 100);
-}
-
 /** Holds that axe finds nothing serious, and that nothing sticks out of the window. */
 export async function accessible(page) {
   const { violations } = await new AxeBuilder({ page }).analyze();

@@ -1,7 +1,7 @@
 // The pages over an orchestrator that makes everything up: size, speed, keys, contrast.
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
-import { accessible, browser, open, picturesLoad, slowness, synthetic } from "./browser.mjs";
+import { accessible, browser, open, picturesLoad, synthetic } from "./browser.mjs";
 
 const UNITS = 26_000;
 let chromium, gateway;
@@ -29,22 +29,20 @@ for (const [width, scheme] of [[400, "dark"], [400, "light"], [1600, "light"], [
 
 test("a job of 26,000 units opens in under two seconds", async () => {
   const times = [];
-  // The machine may be at something else: one opening of several tells what the page takes, and a machine that is slow altogether gets as much more.
-  for (let i = 0; i < 10 && !times.some(({ took, slow }) => took < 2000 * slow); i++) {
+  // The machine may be at something else: one opening of several tells what the page takes.
+  while (times.length < 10 && !times.some((took) => took < 2000)) {
     const page = await open(chromium, gateway.url, 1600);
-    const slow = await slowness(page);
     const since = performance.now();
     await page.goto("/jobs/synthetic", { waitUntil: "commit" });
     await page.locator(".unit .label").first().waitFor();
     await picturesLoad(page, ".unit img");
-    times.push({ took: performance.now() - since, slow });
+    times.push(performance.now() - since);
     page.quiet();
     await page.context().close();
   }
-  const told = times.map(({ took, slow }) => `${Math.round(took)} ms where 2000 ms may take ${Math.round(2000 * slow)}`).join(", ");
-  console.log(`opened in ${told}`);
-  const { took, slow } = times.at(-1);
-  assert(took < 2000 * slow, told);
+  const told = `opened in ${times.map(Math.round).join(", ")} ms`;
+  console.log(told);
+  assert(Math.min(...times) < 2000, told);
 });
 
 test("scrolling anywhere shows units, not blanks, with few elements", async () => {
