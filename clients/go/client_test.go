@@ -306,6 +306,9 @@ func TestAFoldersPicturesAreUploadedAndListedByTheBytesOfTheirPaths(t *testing.T
 	if _, err := client.UploadPictures(context.Background(), t.TempDir()); err == nil || !strings.Contains(err.Error(), "no pictures") {
 		t.Error(err)
 	}
+	if _, err := client.UploadPictures(context.Background(), filepath.Join(folder, "none")); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
 }
 
 func write(t *testing.T, path string, content []byte) {

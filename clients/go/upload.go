@@ -77,8 +77,8 @@ func digestOf(path string) (string, error) {
 func listed(folder string) (*dndv1.PictureList, error) {
 	list := &dndv1.PictureList{}
 	err := filepath.WalkDir(folder, func(path string, entry fs.DirEntry, err error) error {
-		name := entry.Name()
-		if err != nil || entry.IsDir() || strings.HasPrefix(name, ".") || !endings[strings.ToLower(filepath.Ext(name))] {
+		// What can't be looked at may have no entry.
+		if err != nil || entry.IsDir() || strings.HasPrefix(entry.Name(), ".") || !endings[strings.ToLower(filepath.Ext(entry.Name()))] {
 			return err
 		}
 		digest, err := digestOf(path)
