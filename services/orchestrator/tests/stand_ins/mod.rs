@@ -7,6 +7,7 @@ use std::{
         Arc, LazyLock,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -52,6 +53,8 @@ pub(crate) struct Behaviour {
     pub(crate) answer: Option<Answers>,
     /// By concept and index; none is unusable.
     pub(crate) drawing: Option<fn(&str, u32) -> Option<Bytes>>,
+    /// How long a picture takes to be drawn.
+    pub(crate) drawing_takes: Duration,
     /// By the picture's bytes.
     pub(crate) activation: Option<fn(&[u8]) -> f32>,
     /// Calls that the captioner refuses before it answers.
@@ -296,7 +299,9 @@ impl diffusion::DiffusionService for Fakes {
         let answers = items::answer(request.into_inner(), 4, move |request: GenerateRequest| {
             fakes.0.drawings.fetch_add(1, Ordering::Relaxed);
             let drawn = fakes.0.drawing.map_or_else(|| Some(png(100 + request.index as u8)), |drawing| drawing(&request.concept, request.index));
+            let takes = fakes.0.drawing_takes;
             async move {
+                tokio::time::sleep(takes).await;
                 let result = match drawn {
                     Some(picture) => proto::generate_response::Result::Picture(picture),
                     None => proto::generate_response::Result::Unusable("all one value".into()),
