@@ -36,6 +36,8 @@ use tonic::{
 const SEED: u64 = 11;
 /// Inputs that are sent at a time.
 const AT_ONCE: usize = 4;
+/// Bytes of a request at most, about.
+const LARGEST: usize = 256 << 20;
 /// What a call may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Kibibytes that all of them may add to a service: a picture's limit and some.
@@ -173,7 +175,9 @@ fn target(rng: &mut Rng) -> Target {
 
 fn layers(rng: &mut Rng) -> Vec<LayerUnits> {
     let layer = LayerUnits { layer: text(rng), units: vec![number(rng); rng.usize(..1000)] };
-    vec![layer; [0, 1, 2, 2000][rng.usize(..4)]]
+    // More than a message may be, and not so much that making it takes its caller's patience.
+    let most = LARGEST / layer.encoded_len().max(1);
+    vec![layer; [0, 1, 2, 2000][rng.usize(..4)].min(most)]
 }
 
 fn set(rng: &mut Rng) -> Option<ProbingSet> {
