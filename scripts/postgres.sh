@@ -16,8 +16,7 @@ if [ -z "$(server)" ]; then
     # The cluster that the package would make in /var/lib is not wanted.
     $as_root mkdir -p /etc/postgresql-common
     echo "create_main_cluster = false" | $as_root tee /etc/postgresql-common/createcluster.conf >/dev/null
-    $as_root apt-get update -qq >&2
-    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql >&2
+    "$(dirname "$0")/debian.sh" postgresql >&2
 fi
 bin=$(server)
 run=()
