@@ -17,7 +17,7 @@ use dnd_proto::v1::{
     Answer, DissectRequest, JobDone, JobPaused, Parameters, SelectConceptRequest, SummarizeRequest, UnitResult, UnitState, Usage,
     dissect_service_client::DissectServiceClient, job_event::Event, select_concept_request::Images,
 };
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Status, Streaming};
 
 use stand_ins::{Behaviour, Fakes, orchestrator, png, request, said};
 
@@ -61,6 +61,15 @@ async fn run_over(
             Ok(Event::Paused(paused)) if !paused.by_itself => return (units, Err(paused), fakes.0),
             Ok(_) => {}
             Err(status) => panic!("{status}"),
+        }
+    }
+}
+
+/// What ends a stream that comes to no good end.
+async fn broken_off<T>(events: &mut Streaming<T>) -> Status {
+    loop {
+        if let Err(status) = events.message().await.map(Option::unwrap) {
+            return status;
         }
     }
 }
@@ -213,12 +222,7 @@ async fn a_call_that_is_over_time_says_which_stage_it_was_at() {
     let mut call = Request::new(asked());
     call.set_timeout(Duration::from_secs(4));
     let mut events = client.dissect(call).await.unwrap().into_inner();
-    let ended = loop {
-        if let Err(status) = events.message().await.map(Option::unwrap) {
-            break status;
-        }
-    };
-    over_time(ended, "it was at probe 3/3, crop 2/2, caption 2/2, summarize 2/2, generate 1/2, score 1/2");
+    over_time(broken_off(&mut events).await, "it was at probe 3/3, crop 2/2, caption 2/2, summarize 2/2, generate 1/2, score 1/2");
 
     let DissectRequest { target, probing_set, parameters, .. } = asked();
     let images = probing_set.map(Images::ProbingSet);
@@ -226,12 +230,7 @@ async fn a_call_that_is_over_time_says_which_stage_it_was_at() {
     let mut call = Request::new(select);
     call.set_timeout(Duration::from_secs(4));
     let mut events = client.select_concept(call).await.unwrap().into_inner();
-    let ended = loop {
-        if let Err(status) = events.message().await.map(Option::unwrap) {
-            break status;
-        }
-    };
-    over_time(ended, "it was at generate");
+    over_time(broken_off(&mut events).await, "it was at generate");
 }
 
 #[tokio::test]

@@ -209,20 +209,19 @@ async fn a_job_whose_orchestrator_dies_while_it_merges_the_shards_goes_on_with_t
     assert_eq!(fakes.0.probes.load(Ordering::Relaxed), 3, "no shard is run again");
 }
 
-/// A probing set of a hundred shards, of which sixteen are run at a time.
-fn many_shards() -> (Behaviour, OrchestratorArgs) {
+/// An orchestrator, with its models, of a probing set of a hundred shards, of which sixteen are run at a time.
+async fn many_shards(folder: &Path) -> (InProcess, InProcess) {
+    let models = Fakes(Arc::new(Behaviour { large_set: true, shard_pictures: Some(1000), ..Default::default() })).start();
     let probing = ProbingArgs { shards_in_flight: 16.try_into().unwrap(), ..Default::default() };
-    let behaviour = Behaviour { large_set: true, shard_pictures: Some(1000), ..Default::default() };
     // A pass that stands still is not taken up again by the end of its lease.
-    (behaviour, OrchestratorArgs { probing, lease: 3600.try_into().unwrap(), ..Default::default() })
+    let args = OrchestratorArgs { probing, lease: 3600.try_into().unwrap(), ..Default::default() };
+    (orchestrator(&models, &data(folder), &args).await, models)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pass_is_told_of_while_its_shards_are_kept() {
     let folder = tempfile::tempdir().unwrap();
-    let (behaviour, args) = many_shards();
-    let models = Fakes(Arc::new(behaviour)).start();
-    let server = orchestrator(&models, &data(folder.path()), &args).await;
+    let (server, _models) = many_shards(folder.path()).await;
     let mut client = client(&server);
     let id = create(&mut client, request(vec![1, 2, 3], parameters())).await;
     assert_eq!(done(&mut client, &id).await.len(), 3);
@@ -231,9 +230,7 @@ async fn a_pass_is_told_of_while_its_shards_are_kept() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_who_does_not_read_how_far_a_pass_is_holds_up_nobody() {
     let folder = tempfile::tempdir().unwrap();
-    let (behaviour, args) = many_shards();
-    let models = Fakes(Arc::new(behaviour)).start();
-    let server = orchestrator(&models, &data(folder.path()), &args).await;
+    let (server, _models) = many_shards(folder.path()).await;
     let mut client = client(&server);
     let mut unread = Vec::new();
     for unit in 0..8 {
